@@ -1,0 +1,171 @@
+"""The contract between vitdeploy and a runtime: Backend, Session, and the plain data that passes between them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitdeploy.errors import BackendError, UsageError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, numpy dtype name and shape of one input or output. A dynamic dimension is its name (a str)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a backend can do on this machine.
+
+    Attributes:
+        installed: whether it can run at all here.
+        version: of the runtime, or None.
+        devices: usable device names, best first ('cpu', 'cuda:0').
+        precisions: precisions that it accepts, each with a word on how they run ('fp16': 'fp32 compute').
+        reason: why it cannot run; empty when it can.
+        fix: the install command or setting that mends it.
+    """
+
+    installed: bool
+    version: str | None = None
+    devices: tuple[str, ...] = ()
+    precisions: Mapping[str, str] = field(default_factory=dict)
+    reason: str = ""
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a Session runs.
+
+    Attributes:
+        device: 'cpu', 'cuda', 'cuda:1', ...; each backend says which it has.
+        threads: intra-op threads; 0 leaves it to the runtime.
+        optimization: the runtime's own graph optimisation: 'all', 'extended', 'basic' or 'off'.
+        provider: ONNX Runtime execution provider by short name ('cpu', 'cuda', 'tensorrt', ...); None follows `device`.
+        provider_options: passed to that provider as they are.
+    """
+
+    device: str = "cpu"
+    threads: int = 1
+    optimization: str = "all"
+    provider: str | None = None
+    provider_options: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Census:
+    """Ops by executed precision, read from the *compiled* graph.
+
+    Attributes:
+        source: where it was read ('ONNX Runtime optimised graph').
+        ops: {op type: {precision: count}} over every node that runs.
+        compute: {precision: count} over the nodes that do the MACs (Conv, MatMul, Gemm, attention and their fusions).
+        casts: number of precision casts that run.
+    """
+
+    source: str
+    ops: Mapping[str, Mapping[str, int]]
+    compute: Mapping[str, int]
+    casts: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Session(ABC):
+    """Something that runs. A context manager; outputs belong to the caller."""
+
+    inputs: Sequence[TensorSpec]
+    outputs: Sequence[TensorSpec]
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run once. Raises UsageError on a wrong name, dtype or shape and BackendError when the runtime fails."""
+        self.check(feeds)
+        return self._run(feeds)
+
+    def check(self, feeds: Mapping[str, np.ndarray]) -> None:
+        """Hold `feeds` against `inputs`; raise UsageError with what differs."""
+        names = [spec.name for spec in self.inputs]
+        if sorted(feeds) != sorted(names):
+            raise UsageError(f"This model takes the inputs {names}, not {sorted(feeds)}.")
+        sizes: dict[str, int] = {}
+        for spec in self.inputs:
+            array = feeds[spec.name]
+            if array.dtype.name != spec.dtype:
+                raise UsageError(f"Input '{spec.name}' is {spec.dtype}, not {array.dtype.name}.")
+            matches = len(array.shape) == len(spec.shape) and all(
+                got == sizes.setdefault(want, got) if isinstance(want, str) else got == want
+                for got, want in zip(array.shape, spec.shape, strict=True)
+            )
+            if not matches:
+                raise UsageError(f"Input '{spec.name}' has shape {list(spec.shape)}, not {list(array.shape)}.")
+
+    @abstractmethod
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]: ...
+
+    @abstractmethod
+    def census(self) -> Census: ...
+
+    def close(self) -> None:
+        """Give back the runtime's memory. Running a closed session raises BackendError."""
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+class Backend(ABC):
+    """One runtime. A class per file; instances hold no state.
+
+    Attributes:
+        name: as in `--backend`.
+        source: 'graph' (compiles from the ONNX graph) or 'program' (from torch's ExportedProgram).
+    """
+
+    name: str
+    source: str = "graph"
+
+    @abstractmethod
+    def capabilities(self) -> Capabilities: ...
+
+    def compile(self, graph: ir.Model, folder: Path, options: RunOptions, precision: str = "fp32") -> list[Path]:
+        """Write what this runtime loads into `folder`; return the files, the model file first.
+
+        Raises BackendError when the runtime refuses the graph, UnsupportedModel when it cannot express it.
+        """
+        return self._compile(graph, folder, options, precision)
+
+    def open(self, model: Path, options: RunOptions) -> Session:
+        """Open a model file (or an artifact's model file) as a Session.
+
+        Raises UsageError when the file is not a model, BackendError when the runtime refuses it.
+        """
+        if not model.exists():
+            raise UsageError(f"No such model file: {model}.")
+        return self._open(model, options)
+
+    @abstractmethod
+    def _compile(self, graph: ir.Model, folder: Path, options: RunOptions, precision: str) -> list[Path]: ...
+
+    @abstractmethod
+    def _open(self, model: Path, options: RunOptions) -> Session: ...
+
+
+def closed_session_error(name: str) -> BackendError:
+    return BackendError(f"This {name} session is closed.", fix="Open the artifact again.")

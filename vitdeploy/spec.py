@@ -1,0 +1,161 @@
+"""ModelSpec and InputSpec: what a model is and what it eats, as frozen data. Knows no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from vitdeploy.errors import UsageError
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+CROP_MODES = ("center", "squash", "border")
+PRECISIONS = ("fp32", "fp16")
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """Everything between an image file and the input tensor.
+
+    Attributes:
+        shape: (channels, height, width) of one image.
+        mean, std: per channel, for pixels scaled to [0, 1].
+        crop_pct: the centre crop's side as a fraction of the resized image's side.
+        interpolation: resize filter, by Pillow's names.
+        crop_mode: 'center' (resize the short side, crop), 'squash' (resize both sides, ignore aspect), 'border'
+            (resize the long side, pad).
+        channel_order: 'RGB'.
+    """
+
+    shape: tuple[int, int, int] = (3, 224, 224)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    crop_pct: float = 0.9
+    interpolation: str = "bicubic"
+    crop_mode: str = "center"
+    channel_order: str = "RGB"
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != 3 or any(not isinstance(n, int) or n < 1 for n in self.shape):
+            raise UsageError(f"Input shape {self.shape} is not three positive integers (channels, height, width).")
+        channels = self.shape[0]
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) == 1 or (len(values) != channels and len(set(values)) == 1):
+                object.__setattr__(self, name, (values[0],) * channels)
+            elif len(values) != channels:
+                raise UsageError(f"{name} has {len(values)} values for {channels} channels.")
+            if not all(math.isfinite(v) for v in getattr(self, name)):
+                raise UsageError(f"{name} {values} is not finite.")
+        if any(v <= 0 for v in self.std):
+            raise UsageError(f"std {self.std} must be positive.")
+        if not 0 < self.crop_pct <= 1:
+            raise UsageError(f"crop_pct {self.crop_pct} is not in (0, 1].")
+        if self.interpolation not in INTERPOLATIONS:
+            raise UsageError(f"Unknown interpolation '{self.interpolation}': one of {', '.join(INTERPOLATIONS)}.")
+        if self.crop_mode not in CROP_MODES:
+            raise UsageError(f"Unknown crop_mode '{self.crop_mode}': one of {', '.join(CROP_MODES)}.")
+
+    @classmethod
+    def from_pretrained_cfg(cls, cfg: Mapping[str, Any]) -> InputSpec:
+        """Read timm's `pretrained_cfg` keys (input_size, mean, std, crop_pct, interpolation, crop_mode)."""
+        known = {"input_size": "shape", "mean": "mean", "std": "std", "crop_pct": "crop_pct"}
+        known |= {"interpolation": "interpolation", "crop_mode": "crop_mode"}
+        return cls.from_dict({ours: cfg[theirs] for theirs, ours in known.items() if cfg.get(theirs) is not None})
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> InputSpec:
+        """Inverse of `to_dict`. Raises UsageError on a value of the wrong kind."""
+        try:
+            fields = dict(data)
+            if "shape" in fields:
+                fields["shape"] = tuple(int(n) for n in fields["shape"])
+            for name in ("mean", "std"):
+                if name in fields:
+                    value = fields[name]
+                    values = value if isinstance(value, Sequence) else [value]
+                    fields[name] = tuple(float(v) for v in values)
+            if "crop_pct" in fields:
+                fields["crop_pct"] = float(fields["crop_pct"])
+            return cls(**fields)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"Not an input specification: {error}.") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    def with_size(self, height: int, width: int) -> InputSpec:
+        return replace(self, shape=(self.shape[0], height, width))
+
+    def __str__(self) -> str:
+        def compact(values: tuple[float, ...]) -> str:
+            return f"{values[0]:g}" if len(set(values)) == 1 else "/".join(f"{v:g}" for v in values)
+
+        size = "x".join(str(n) for n in self.shape)
+        crop = f"crop {self.crop_pct:g}" + ("" if self.crop_mode == "center" else f" {self.crop_mode}")
+        return f"{size}, mean {compact(self.mean)}, std {compact(self.std)}, {crop}, {self.interpolation}"
+
+
+@dataclass(frozen=True)
+class WeightsSource:
+    """Where a model's weights came from.
+
+    Attributes:
+        kind: 'random', 'file', 'folder', 'hub' or 'factory' (the user's code or timm made the module).
+        location: path, hub id or factory name; empty for random.
+        seed: of random weights.
+        sha256: of the checkpoint file, where there is one.
+        revision: the hub's commit, where there is one.
+    """
+
+    kind: str = "random"
+    location: str = ""
+    seed: int | None = None
+    sha256: str | None = None
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model: its name, constructor arguments, input and provenance.
+
+    Attributes:
+        name: catalog name without tag ('mobilevit_xs'), or what the user named ('timm:resnet18', 'my.py:make').
+        tag: the pretrained tag ('cvnets_in1k'), or None.
+        config: constructor arguments that make exactly this module (JSON values only).
+        input: the InputSpec.
+        num_classes: width of the logits.
+        labels: class names in logit order, or None.
+        weights: WeightsSource.
+    """
+
+    name: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    input: InputSpec = field(default_factory=InputSpec)
+    num_classes: int = 1000
+    tag: str | None = None
+    labels: tuple[str, ...] | None = None
+    weights: WeightsSource = field(default_factory=WeightsSource)
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.name}.{self.tag}" if self.tag else self.name
+
+    def to_dict(self) -> dict[str, Any]:
+        data = asdict(self)
+        data["input"] = self.input.to_dict()
+        data["labels"] = list(self.labels) if self.labels else None
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> ModelSpec:
+        """Inverse of `to_dict`. Raises UsageError when a field is missing or of the wrong kind."""
+        try:
+            fields = dict(data)
+            fields["input"] = InputSpec.from_dict(fields["input"])
+            fields["weights"] = WeightsSource(**fields["weights"])
+            fields["labels"] = tuple(fields["labels"]) if fields.get("labels") else None
+            return cls(**fields)
+        except (TypeError, KeyError, ValueError) as error:
+            raise UsageError(f"Not a model specification: {error}.") from None
