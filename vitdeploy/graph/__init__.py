@@ -1,1 +1,1 @@
-"""."""
+"""The ONNX graph in memory: load, save, run, count."""
