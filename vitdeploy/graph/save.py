@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from vitdeploy.errors import UsageError
+from vitdeploy.graph import wire
 
 if TYPE_CHECKING:
     import onnx
@@ -20,11 +21,6 @@ ALIGNMENT = 4096
 PROTOBUF_LIMIT = (1 << 31) - 1
 # What is left under that limit for nodes, headers and the tensors in attributes.
 HEADROOM = 1 << 28
-
-# Tags of onnx.proto's length-delimited fields (number << 3 | 2).
-MODEL_GRAPH = 7 << 3 | 2
-GRAPH_INITIALIZER = 5 << 3 | 2
-TENSOR_RAW_DATA = 9 << 3 | 2
 
 
 def save(model: ir.Model, path: Path, *, external_above: int = 1 << 30) -> list[Path]:
@@ -104,11 +100,11 @@ def write_model(skeleton: onnx.ModelProto, tensors: Sequence[ir.TensorProtocol],
     rest.ClearField("graph")
     heads = [_head(tensor, places) for tensor in tensors]
     sizes = [len(head) + raw for head, raw in heads]
-    fields = [_varint(GRAPH_INITIALIZER) + _varint(size) for size in sizes]
+    fields = [wire.opening(wire.GRAPH_INITIALIZER, size) for size in sizes]
     length = len(graph) + sum(len(field) + size for field, size in zip(fields, sizes, strict=True))
     with path.open("wb") as file:
         file.write(rest.SerializeToString(deterministic=True))
-        file.write(_varint(MODEL_GRAPH) + _varint(length) + graph)
+        file.write(wire.opening(wire.MODEL_GRAPH, length) + graph)
         for tensor, field, (head, raw) in zip(tensors, fields, heads, strict=True):
             file.write(field + head)
             if raw:
@@ -132,9 +128,8 @@ def _head(tensor: ir.TensorProtocol, places: Places) -> tuple[bytes, int]:
         for key, value in place.items():
             proto.external_data.add(key=key, value=value)
         return proto.SerializeToString(deterministic=True), 0
-    return proto.SerializeToString(deterministic=True) + _varint(TENSOR_RAW_DATA) + _varint(
-        tensor.nbytes
-    ), tensor.nbytes
+    raw = wire.opening(wire.TENSOR_RAW_DATA, tensor.nbytes)
+    return proto.SerializeToString(deterministic=True) + raw, tensor.nbytes
 
 
 def _write_raw(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
@@ -217,13 +212,3 @@ def _is_string(tensor: ir.TensorProtocol) -> bool:
 
 def _movable(tensor: ir.TensorProtocol) -> bool:
     return tensor.nbytes >= INLINE_BELOW and not _is_string(tensor)
-
-
-def _varint(number: int) -> bytes:
-    """A non-negative integer in protobuf's base-128 form."""
-    out = bytearray()
-    while number > 0x7F:
-        out.append(number & 0x7F | 0x80)
-        number >>= 7
-    out.append(number)
-    return bytes(out)
