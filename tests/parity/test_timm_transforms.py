@@ -1,18 +1,16 @@
-"""preprocess against timm's evaluation transform, which runs torchvision's own Resize and CenterCrop."""
+"""`preprocess` against timm's evaluation transform, which runs torchvision's own Resize and CenterCrop."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from timm_import import import_timm
 
 from vitdeploy.data.images import preprocess
 from vitdeploy.spec import InputSpec
 
-_LIBRARIES: list[Any] = []  # torch forgets a library's operators once it is collected
+import_timm()
 
 SIZES = [
     (480, 640),
@@ -28,22 +26,6 @@ SIZES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def create_transform() -> Callable[..., Any]:
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("PIL")
-    try:
-        if not hasattr(torch.ops.torchvision, "nms"):  # torchvision's CPU-less wheel lacks its own operators
-            library = torch.library.Library("torchvision", "FRAGMENT")
-            for name in ("nms", "qnms"):
-                library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-            _LIBRARIES.append(library)
-        from timm.data import create_transform
-    except (ImportError, RuntimeError) as error:
-        pytest.skip(f"timm's transforms are not usable here: {error}")
-    return create_transform
-
-
 def _image(height: int, width: int) -> Image.Image:
     rng = np.random.default_rng(height * 10007 + width)
     y, x = np.mgrid[0:height, 0:width]
@@ -51,7 +33,9 @@ def _image(height: int, width: int) -> Image.Image:
     return Image.fromarray((0.6 * smooth + 0.4 * rng.integers(0, 256, smooth.shape)).astype(np.uint8))
 
 
-def _assert_parity(create_transform: Callable[..., Any], image: Image.Image, spec: InputSpec) -> None:
+def _assert_parity(image: Image.Image, spec: InputSpec) -> None:
+    from timm.data import create_transform
+
     theirs = create_transform(
         spec.shape,
         is_training=False,
@@ -70,33 +54,27 @@ def _assert_parity(create_transform: Callable[..., Any], image: Image.Image, spe
 @pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("target", [(224, 224), (225, 225), (160, 224), (97, 64)])
-def test_preprocess_equals_timm_when(
-    create_transform: Callable[..., Any], target: tuple[int, int], size: tuple[int, int], crop_mode: str
-) -> None:
-    _assert_parity(create_transform, _image(*size), InputSpec(shape=(3, *target), crop_pct=0.9, crop_mode=crop_mode))
+def test_preprocess_equals_timm_when(target: tuple[int, int], size: tuple[int, int], crop_mode: str) -> None:
+    _assert_parity(_image(*size), InputSpec(shape=(3, *target), crop_pct=0.9, crop_mode=crop_mode))
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"])
 @pytest.mark.parametrize("crop_pct", [0.875, 0.888, 0.95, 1.0])
-def test_preprocess_equals_timm_when_filter_is(
-    create_transform: Callable[..., Any], crop_pct: float, interpolation: str
-) -> None:
+def test_preprocess_equals_timm_when_filter_is(crop_pct: float, interpolation: str) -> None:
     spec = InputSpec(shape=(3, 112, 112), crop_pct=crop_pct, interpolation=interpolation, mean=(0.5,), std=(0.5,))
     for size in [(481, 333), (60, 91)]:
-        _assert_parity(create_transform, _image(*size), spec)
+        _assert_parity(_image(*size), spec)
 
 
 @pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
 @pytest.mark.parametrize("size", [(120, 201), (28, 28), (90, 40)])
-def test_preprocess_equals_timm_when_image_is_grey(
-    create_transform: Callable[..., Any], size: tuple[int, int], crop_mode: str
-) -> None:
+def test_preprocess_equals_timm_when_image_is_grey(size: tuple[int, int], crop_mode: str) -> None:
     spec = InputSpec(shape=(1, 64, 64), mean=(0.286,), std=(0.353,), crop_mode=crop_mode)
-    _assert_parity(create_transform, _image(*size).convert("L"), spec)
+    _assert_parity(_image(*size).convert("L"), spec)
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_preprocess_equals_timm_when_sizes_are_random(create_transform: Callable[..., Any], seed: int) -> None:
+def test_preprocess_equals_timm_when_sizes_are_random(seed: int) -> None:
     rng = np.random.default_rng(seed)
     height, width, target_h, target_w = (int(n) for n in rng.integers(8, 300, 4))
     spec = InputSpec(
@@ -105,4 +83,4 @@ def test_preprocess_equals_timm_when_sizes_are_random(create_transform: Callable
         crop_mode=("center", "squash", "border")[seed % 3],
         interpolation=("bilinear", "bicubic")[seed % 2],
     )
-    _assert_parity(create_transform, _image(height, width), spec)
+    _assert_parity(_image(height, width), spec)
