@@ -1,0 +1,89 @@
+"""PyTorch module -> ONNX graph, through torch.export."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.errors import UnsupportedModel, UsageError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from torch import nn
+
+INPUT, OUTPUT = "image", "logits"
+OPSET = 20
+OPSETS = range(18, 25)
+
+
+def trace(
+    module: nn.Module, shape: tuple[int, int, int], *, batch: tuple[int, int, int] | int = 1, opset: int = OPSET
+) -> ir.Model:
+    """Trace `module` in eval mode to a graph with the input `image` and the output `logits`.
+
+    Args:
+        module: takes (B, C, H, W) float32 and returns (B, classes).
+        shape: (C, H, W).
+        batch: a fixed batch, or (min, opt, max) for a dynamic one.
+        opset: of the default ONNX domain.
+
+    Raises:
+        UsageError: an opset that torch's exporter cannot write.
+        UnsupportedModel: torch.export cannot trace the module; the message holds its reason.
+    """
+    import torch
+
+    if opset not in OPSETS:
+        raise UsageError(
+            f"Opset {opset} is not supported.", fix=f"Choose one from {OPSETS.start} to {OPSETS.stop - 1}."
+        )
+    dynamic = not isinstance(batch, int)
+    example = torch.zeros((2 if dynamic else batch, *shape))  # type: ignore[arg-type]
+    shapes: Any = None
+    if isinstance(batch, tuple):
+        shapes = ({0: torch.export.Dim("batch", min=batch[0], max=batch[2])},)
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                module.eval(),
+                (example,),
+                dynamo=True,
+                optimize=False,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=shapes,
+                opset_version=opset,
+                verbose=False,
+            )
+    except Exception as error:
+        raise UnsupportedModel(f"torch.export cannot trace this model: {reason(error)}") from error
+    assert program is not None
+    return program.model
+
+
+def reason(error: BaseException) -> str:
+    """The innermost message of an exporter's error, on one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporter's progress prints, warnings and log lines off the terminal."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "torch.fx")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):  # noqa: PTH123
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
