@@ -38,8 +38,8 @@ def save(model: ir.Model, path: Path, *, external_above: int = 1 << 30) -> list[
     """
     path = Path(path)
     tensors = weights(model)
-    movable = [tensor.nbytes for tensor in tensors if _movable(tensor)]
-    external = bool(movable) and sum(movable) >= min(external_above, PROTOBUF_LIMIT - HEADROOM)
+    large = [tensor.nbytes for tensor in tensors if movable(tensor)]
+    external = bool(large) and sum(large) >= min(external_above, PROTOBUF_LIMIT - HEADROOM)
     data = path.with_name(path.name + ".data")
     files = [path, data] if external else [path]
     _refuse_own_source(tensors, files)
@@ -81,7 +81,7 @@ def write_data(tensors: Sequence[ir.TensorProtocol], path: Path, location: str) 
     places = {}
     with path.open("wb") as file:
         for tensor in tensors:
-            if not _movable(tensor):
+            if not movable(tensor):
                 continue
             offset = -(-file.tell() // ALIGNMENT) * ALIGNMENT
             file.write(bytes(offset - file.tell()))
@@ -98,7 +98,7 @@ def write_model(skeleton: onnx.ModelProto, tensors: Sequence[ir.TensorProtocol],
     rest = onnx.ModelProto()
     rest.CopyFrom(skeleton)
     rest.ClearField("graph")
-    heads = [_head(tensor, places) for tensor in tensors]
+    heads = [_head(tensor, places.get(tensor.name or "")) for tensor in tensors]
     sizes = [len(head) + raw for head, raw in heads]
     fields = [wire.opening(wire.GRAPH_INITIALIZER, size) for size in sizes]
     length = len(graph) + sum(len(field) + size for field, size in zip(fields, sizes, strict=True))
@@ -111,25 +111,36 @@ def write_model(skeleton: onnx.ModelProto, tensors: Sequence[ir.TensorProtocol],
                 _write_raw(tensor, file)
 
 
-def _head(tensor: ir.TensorProtocol, places: Places) -> tuple[bytes, int]:
-    """A TensorProto's bytes up to its raw data, and how many bytes of raw data must follow."""
+def described(tensor: ir.TensorProtocol, place: Mapping[str, str] | None = None) -> onnx.TensorProto:
+    """Name, type and shape of a tensor without its data; with `place`, as an external one that lies there."""
     import onnx
-    from onnx_ir import serde
 
-    if _is_string(tensor):
-        return serde.serialize_tensor(tensor).SerializeToString(deterministic=True), 0
     proto = onnx.TensorProto(name=tensor.name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
     proto.doc_string = tensor.doc_string or ""
     for key, value in sorted(tensor.metadata_props.items()):
         proto.metadata_props.add(key=key, value=value)
-    place = places.get(tensor.name or "")
     if place is not None:
         proto.data_location = onnx.TensorProto.EXTERNAL
         for key, value in place.items():
             proto.external_data.add(key=key, value=value)
-        return proto.SerializeToString(deterministic=True), 0
-    raw = wire.opening(wire.TENSOR_RAW_DATA, tensor.nbytes)
-    return proto.SerializeToString(deterministic=True) + raw, tensor.nbytes
+    return proto
+
+
+def movable(tensor: ir.TensorProtocol) -> bool:
+    """Whether the tensor is large enough, and of a kind, to lie outside the model file."""
+    return tensor.nbytes >= INLINE_BELOW and not _is_string(tensor)
+
+
+def _head(tensor: ir.TensorProtocol, place: Mapping[str, str] | None) -> tuple[bytes, int]:
+    """A TensorProto's bytes up to its raw data, and how many bytes of raw data must follow."""
+    from onnx_ir import serde
+
+    if _is_string(tensor):
+        return serde.serialize_tensor(tensor).SerializeToString(deterministic=True), 0
+    head = described(tensor, place).SerializeToString(deterministic=True)
+    if place is not None:
+        return head, 0
+    return head + wire.opening(wire.TENSOR_RAW_DATA, tensor.nbytes), tensor.nbytes
 
 
 def _write_raw(tensor: ir.TensorProtocol, file: BinaryIO) -> None:
@@ -208,7 +219,3 @@ def _is_string(tensor: ir.TensorProtocol) -> bool:
     import onnx_ir as ir
 
     return tensor.dtype == ir.DataType.STRING
-
-
-def _movable(tensor: ir.TensorProtocol) -> bool:
-    return tensor.nbytes >= INLINE_BELOW and not _is_string(tensor)
