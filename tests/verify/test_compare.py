@@ -122,6 +122,13 @@ def test_verification_counts_flips_when_top1_changes() -> None:
     assert any("1 of 1 samples" in reason for reason in result.reasons)
 
 
+def test_verification_allows_flips_relative_to_scale_when_logits_are_large() -> None:
+    reference = [{"logits": np.array([[100.0, 0.0, 0.0], [0.0, 50.0, 53.0], [0.0, 50.0, 55.0]])}]
+    candidate = [{"logits": np.array([[100.0, 0.0, 0.0], [0.0, 53.0, 50.0], [0.0, 55.0, 50.0]])}]
+    counts = verify_outputs(reference, candidate, "fp16").logits["logits"]
+    assert (counts.judged, counts.flips) == (2, 1)  # margins 100, 3 and 5 against twice 2e-2 of 100
+
+
 def test_verification_sums_counts_and_keeps_the_worst_when_cases_are_many() -> None:
     reference = _logits(2, batch=1) + _logits(2, batch=4, seed=1)
     candidate = _moved(reference, 1e-3)

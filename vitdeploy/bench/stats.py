@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from vitdeploy.errors import UsageError
+
+Samples: TypeAlias = "Sequence[float] | np.ndarray"
 
 FEW_SAMPLES = 20
 UNSTABLE_TAIL = 1.25
@@ -39,7 +41,7 @@ class LatencyStats:
     max: float
 
     @classmethod
-    def from_seconds(cls, samples: Sequence[float], batch: int = 1) -> LatencyStats:
+    def from_seconds(cls, samples: Samples, batch: int = 1) -> LatencyStats:
         """Summarise latencies given in seconds.
 
         Raises:
@@ -97,7 +99,7 @@ class Ratio:
         return asdict(self)
 
 
-def ratio_of_interleaved(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Ratio:
+def ratio_of_interleaved(a: Samples, b: Samples, seed: int = 0) -> Ratio:
     """The median of a[i] / b[i] over rounds in which both ran, so that drift of the machine cancels out.
 
     Above 1, `b` is the faster. The interval is the percentile bootstrap's over rounds (Efron 1979).
@@ -120,7 +122,7 @@ def ratio_of_interleaved(a: Sequence[float], b: Sequence[float], seed: int = 0) 
     return Ratio(median=float(np.median(ratios)), low=float(low), high=float(high))
 
 
-def _checked(samples: Sequence[float]) -> np.ndarray:
+def _checked(samples: Samples) -> np.ndarray:
     array = np.asarray(samples, dtype=np.float64)
     if array.ndim != 1 or array.size == 0:
         raise UsageError("There are no latencies to summarise.")
