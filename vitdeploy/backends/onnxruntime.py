@@ -1,0 +1,286 @@
+"""ONNX Runtime: runs the ONNX file itself, on the CPU or through an execution provider."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+import re
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitdeploy.backends.base import (
+    Backend,
+    Capabilities,
+    Census,
+    RunOptions,
+    Session,
+    TensorSpec,
+    closed_session_error,
+)
+from vitdeploy.errors import BackendError, MissingDependency, UsageError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+INSTALL = "pip install onnxruntime"
+# Short name: ONNX Runtime's name, and the wheel that has it.
+PROVIDERS = {
+    "cpu": ("CPUExecutionProvider", INSTALL),
+    "cuda": ("CUDAExecutionProvider", "pip install onnxruntime-gpu"),
+    "tensorrt": ("TensorrtExecutionProvider", "pip install onnxruntime-gpu"),
+    "tensorrt-rtx": ("NvTensorRTRTXExecutionProvider", "pip install onnxruntime-trt-rtx"),
+    "migraphx": ("MIGraphXExecutionProvider", "pip install onnxruntime-migraphx"),
+    "rocm": ("ROCMExecutionProvider", "pip install onnxruntime-rocm"),
+    "openvino": ("OpenVINOExecutionProvider", "pip install onnxruntime-openvino"),
+    "directml": ("DmlExecutionProvider", "pip install onnxruntime-directml"),
+    "qnn": ("QNNExecutionProvider", "pip install onnxruntime-qnn"),
+    "coreml": ("CoreMLExecutionProvider", "Install onnxruntime on macOS: its wheel there has Core ML."),
+    "webgpu": ("WebGpuExecutionProvider", "pip install onnxruntime-webgpu"),
+    "xnnpack": ("XnnpackExecutionProvider", "Build ONNX Runtime with --use_xnnpack."),
+    "dnnl": ("DnnlExecutionProvider", "Build ONNX Runtime with --use_dnnl."),
+    "acl": ("ACLExecutionProvider", "Build ONNX Runtime with --use_acl."),
+    "nnapi": ("NnapiExecutionProvider", "Build ONNX Runtime for Android with --use_nnapi."),
+    "vitisai": ("VitisAIExecutionProvider", "Install AMD's Ryzen AI software."),
+    "cann": ("CANNExecutionProvider", "pip install onnxruntime-cann"),
+    "azure": ("AzureExecutionProvider", INSTALL),
+}
+SHORT = {full: short for short, (full, _) in PROVIDERS.items()}
+NUMBERED = {"cuda", "tensorrt", "tensorrt-rtx", "migraphx", "rocm", "directml", "cann"}
+NEEDS_CUDA = {"cuda", "tensorrt"}
+OPTIMIZATION = {"off": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "extended": "ORT_ENABLE_EXTENDED"}
+OPTIMIZATION["all"] = "ORT_ENABLE_ALL"
+DTYPES = {"float": "float32", "double": "float64", "string": "object"}
+SILENT = 4  # Errors come as exceptions; at 3 ONNX Runtime would print them to stderr as well.
+
+
+class OnnxRuntimeBackend(Backend):
+    """The artifact is the ONNX file; ONNX Runtime optimises it when it opens it."""
+
+    name = "onnxruntime"
+
+    def capabilities(self) -> Capabilities:
+        try:
+            ort = _import()
+        except MissingDependency as error:
+            return Capabilities(installed=False, reason=error.message, fix=error.fix or INSTALL)
+        providers = [SHORT.get(name, name) for name in ort.get_available_providers()]
+        half = _half_on_cpu()
+        if {"cuda", "tensorrt"} & set(providers):
+            half = f"fp16 compute on cuda, {half} on cpu"
+        precisions = {"fp32": "fp32 compute", "fp16": half, "int8": "int8 compute", "int8-dynamic": "int8 compute"}
+        return Capabilities(True, ort.__version__, tuple(_devices(providers)), precisions)
+
+    def _compile(self, graph: ir.Model, folder: Path, options: RunOptions, precision: str) -> list[Path]:
+        from vitdeploy.graph.save import save
+
+        return save(graph, folder / "model.onnx")
+
+    def _open(self, model: Path, options: RunOptions) -> Session:
+        from vitdeploy.graph.load import check_external_data
+
+        _import()
+        check_external_data(model)
+        return OnnxRuntimeSession(model, options)
+
+
+class OnnxRuntimeSession(Session):
+    """A model file opened by ONNX Runtime. `native` is its InferenceSession, None once closed."""
+
+    def __init__(self, model: Path, options: RunOptions) -> None:
+        self._model = model
+        self._options = options
+        self._census: Census | None = None
+        self.native = _open_native(model, options)
+        self.inputs = [_spec(node) for node in self.native.get_inputs()]
+        self.outputs = [_spec(node) for node in self.native.get_outputs()]
+
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if self.native is None:
+            raise closed_session_error("ONNX Runtime")
+        # ONNX Runtime looks at the type only, not at its byte order.
+        native = {name: np.asarray(array, array.dtype.newbyteorder("="), order="C") for name, array in feeds.items()}
+        try:
+            values = self.native.run(None, native)
+        except Exception as error:
+            raise BackendError(f"ONNX Runtime failed: {_reason(error)}.") from error
+        return {spec.name: value for spec, value in zip(self.outputs, values, strict=True)}
+
+    def census(self) -> Census:
+        """Optimise the model once more into a temporary file and count its ops.
+
+        Raises BackendError when the provider compiles parts of the graph into nodes of its own, which hide their ops.
+        """
+        if self.native is None:
+            raise closed_session_error("ONNX Runtime")
+        if self._census is None:
+            self._census = _read_census(self._model, self._options)
+        return self._census
+
+    def close(self) -> None:
+        self.native = None
+
+
+def _import() -> Any:
+    try:
+        import onnxruntime
+    except (ImportError, OSError) as error:
+        raise MissingDependency(f"ONNX Runtime cannot be imported: {_reason(error)}.", fix=INSTALL) from error
+    return onnxruntime
+
+
+def _open_native(model: Path, options: RunOptions, optimized: Path | None = None) -> Any:
+    """An InferenceSession on `model`; with `optimized`, it also writes the optimised graph there."""
+    ort = _import()
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    short, providers = _providers(options)
+    session_options = _session_options(options)
+    if optimized is not None:
+        session_options.optimized_model_filepath = str(optimized)
+        key = "session.optimized_model_external_initializers"
+        session_options.add_session_config_entry(f"{key}_file_name", f"{optimized.name}.data")
+        session_options.add_session_config_entry(f"{key}_min_size_in_bytes", "1024")
+    try:
+        with _ready(short):
+            session = ort.InferenceSession(str(model), session_options, providers=providers, enable_fallback=0)
+    except (state.InvalidProtobuf, state.NoSuchFile) as error:
+        raise UsageError(f"{model} is not a model that ONNX Runtime can read: {_reason(error)}.") from error
+    except Exception as error:
+        raise BackendError(f"ONNX Runtime refuses {model}: {_reason(error)}.") from error
+    full, fix = PROVIDERS[short]
+    if full not in session.get_providers():
+        why = _why_not_loaded(short) or "it did not start"
+        raise MissingDependency(
+            f"ONNX Runtime has the {short} provider but cannot use it: {why}.",
+            fix=f"Install the libraries that {fix.split()[-1]} needs, or use --device cpu.",
+        )
+    return session
+
+
+def _session_options(options: RunOptions) -> Any:
+    ort = _import()
+    if options.threads < 0:
+        raise UsageError(f"threads is {options.threads}: give 0 (all) or more.")
+    if options.optimization not in OPTIMIZATION:
+        raise UsageError(f"Unknown optimization '{options.optimization}': one of {', '.join(OPTIMIZATION)}.")
+    made = ort.SessionOptions()
+    made.intra_op_num_threads = options.threads
+    made.inter_op_num_threads = 1
+    made.graph_optimization_level = getattr(ort.GraphOptimizationLevel, OPTIMIZATION[options.optimization])
+    made.log_severity_level = SILENT
+    return made
+
+
+def _providers(options: RunOptions) -> tuple[str, list[Any]]:
+    """The short name of the provider that must run, and the list for ONNX Runtime: it, then what may help out."""
+    device, _, number = options.device.partition(":")
+    short = options.provider or device
+    for name in (short, device):
+        if name not in PROVIDERS:
+            near = get_close_matches(name, PROVIDERS, n=1)
+            hint = f"Did you mean {near[0]}?" if near else f"One of {', '.join(PROVIDERS)}."
+            raise UsageError(f"ONNX Runtime knows no device or provider '{name}'.", fix=hint)
+    if short == "cpu" and device != "cpu":
+        raise UsageError(f"The cpu provider cannot run on device '{options.device}'.")
+    if number and (not number.isdigit() or device not in NUMBERED):
+        raise UsageError(f"Device '{options.device}' is not a device name such as cpu, cuda or cuda:1.")
+    full, fix = PROVIDERS[short]
+    if full not in _import().get_available_providers():
+        raise MissingDependency(f"This ONNX Runtime has no {short} provider.", fix=fix)
+    settings = {str(key): str(value) for key, value in options.provider_options.items()}
+    if number and short in NUMBERED:
+        settings.setdefault("device_id", number)
+    chain: list[Any] = [(full, settings)]
+    if short == "tensorrt":
+        chain.append((PROVIDERS["cuda"][0], {"device_id": number or "0"}))
+    if short != "cpu":
+        chain.append(PROVIDERS["cpu"][0])
+    return short, chain
+
+
+@contextlib.contextmanager
+def _ready(short: str) -> Iterator[None]:
+    """Make the provider's libraries findable, and keep ONNX Runtime from printing while it loads them."""
+    if short == "cpu":
+        yield
+        return
+    ort = _import()
+    ort.set_default_logger_severity(SILENT)
+    try:
+        if short in NEEDS_CUDA and hasattr(ort, "preload_dlls"):
+            with contextlib.redirect_stdout(None), contextlib.suppress(Exception):
+                ort.preload_dlls()
+        yield
+    finally:
+        ort.set_default_logger_severity(2)
+
+
+def _why_not_loaded(short: str) -> str:
+    """What the dynamic loader says about a provider's library; empty where it has none or loads."""
+    folder = Path(_import().__file__).parent / "capi"
+    library = folder / f"libonnxruntime_providers_{short}.so"
+    if not library.exists():
+        return ""
+    try:
+        ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), mode=ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(library))
+    except OSError as error:
+        return str(error)
+    return "the driver or device did not answer"
+
+
+def _read_census(model: Path, options: RunOptions) -> Census:
+    import onnx
+
+    from vitdeploy.backends.ort_census import count
+
+    with TemporaryDirectory(prefix="vitdeploy-") as name:
+        path = Path(name) / "optimized.onnx"
+        try:
+            _open_native(model, options, path)
+            graph = onnx.load(str(path), load_external_data=False)
+        except BackendError as error:
+            raise BackendError(f"The compiled graph cannot be read back: {error.message}") from error
+        return count(graph)
+
+
+def _spec(node: Any) -> TensorSpec:
+    """An unnamed dynamic dimension gets a name of its own, so that no two are held to be equal."""
+    kind = re.sub(r"^tensor\((.*)\)$", r"\1", node.type)
+    shape = tuple(n if isinstance(n, (int, str)) and n != "" else f"{node.name}_{i}" for i, n in enumerate(node.shape))
+    return TensorSpec(node.name, DTYPES.get(kind, kind), shape)
+
+
+def _reason(error: BaseException) -> str:
+    """The exception's text in one line, without ONNX Runtime's status prefix."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text).rstrip(". ")
+
+
+def _half_on_cpu() -> str:
+    arm = platform.machine().lower() in ("arm64", "aarch64")
+    return "fp16 compute where a kernel has it, else fp32" if arm else "fp32 compute"
+
+
+def _devices(providers: list[str]) -> list[str]:
+    """Usable devices, best first. A GPU provider in the wheel is no GPU in the machine."""
+    found = []
+    for short in providers:
+        if short == "cuda":
+            found += [f"cuda:{i}" for i in range(_nvidia_gpus())]
+        elif short not in ("cpu", "azure", "tensorrt"):
+            found.append(short)
+    return [*found, "cpu"]
+
+
+def _nvidia_gpus() -> int:
+    if os.name == "nt":
+        return 1
+    return len([path for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit()])
