@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +174,21 @@ except UsageError as error:
     assert "refused: Cannot write m.onnx" in done.stdout, done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
     assert (tmp_path / "m.onnx").read_bytes() == b"the old one"
+
+
+@pytest.mark.parametrize("external_above", [1 << 30, 0])
+def test_save_holds_at_most_one_weight_more_in_memory(tmp_path: Path, external_above: int) -> None:
+    model = ir.from_proto(linear_proto())
+    for i in range(6):
+        tensor = ir.tensor(np.full((2 << 20,), i, np.float32), name=f"big{i}")
+        proto = ir.to_proto(tensor)  # Read from a file, a weight is held by its protobuf message.
+        model.graph.register_initializer(ir.Value(name=f"big{i}", const_value=ir.from_proto(proto)))
+    save(model, tmp_path / "warm.onnx", external_above=external_above)
+    tracemalloc.start()
+    save(model, tmp_path / "m.onnx", external_above=external_above)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.5 * (8 << 20)
 
 
 @pytest.mark.slow

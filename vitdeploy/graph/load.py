@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-PROTOBUF_LIMIT = (1 << 31) - 1
-
 
 def load(path: Path) -> ir.Model:
     """Read an ONNX file. Weights in a data file beside it are mapped into memory when they are first read.
@@ -34,7 +32,7 @@ def load(path: Path) -> ir.Model:
 
     path = Path(path)
     size = _regular_file(path)
-    if size > PROTOBUF_LIMIT:
+    if size > wire.PROTOBUF_LIMIT:
         raise UsageError(f"{path} is larger than 2 GiB, which ONNX allows only with the weights in a separate file.")
     try:
         proto = _parse(path.read_bytes(), path)

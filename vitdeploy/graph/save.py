@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 INLINE_BELOW = 1024
 ALIGNMENT = 4096
-PROTOBUF_LIMIT = (1 << 31) - 1
 # What is left under that limit for nodes, headers and the tensors in attributes.
 HEADROOM = 1 << 28
 
@@ -39,7 +38,7 @@ def save(model: ir.Model, path: Path, *, external_above: int = 1 << 30) -> list[
     path = Path(path)
     tensors = weights(model)
     large = [tensor.nbytes for tensor in tensors if movable(tensor)]
-    external = bool(large) and sum(large) >= min(external_above, PROTOBUF_LIMIT - HEADROOM)
+    external = bool(large) and sum(large) >= min(external_above, wire.PROTOBUF_LIMIT - HEADROOM)
     data = path.with_name(path.name + ".data")
     files = [path, data] if external else [path]
     _refuse_own_source(tensors, files)

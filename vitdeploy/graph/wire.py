@@ -14,6 +14,7 @@ TENSOR_RAW_DATA = 9
 TENSOR_DATA = (4, 5, 7, TENSOR_RAW_DATA, 10, 11)
 
 SMALL = 1024
+PROTOBUF_LIMIT = (1 << 31) - 1  # bytes of one message
 
 
 def varint(number: int) -> bytes:
