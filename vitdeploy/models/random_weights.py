@@ -27,7 +27,7 @@ def random_weights(model: nn.Module, seed: int, shape: tuple[int, int, int] | No
 
     Args:
         model: on the CPU; its dtype is kept.
-        seed: any integer.
+        seed: any 64-bit integer.
         shape: (channels, height, width) of an image, to measure BatchNorm statistics on; where None, 224x224 and the
             first convolution's channels. Models without BatchNorm do not need it.
 
@@ -104,14 +104,12 @@ def _measure_batch_norms(
     }
 
     def measure(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
-        values = args[0].transpose(0, 1).flatten(1)  # (channels, everything else)
-        mean, variance = values.mean(dim=1), values.var(dim=1, unbiased=False)
-        if values.shape[1] < 64:  # too few values to know each channel's spread
-            variance = variance.mean().expand_as(variance)
-        variance = variance.clamp(min=max(1e-3 * float(variance.mean()), 1e-6))
+        # One scale for the whole layer, and nothing centred: per-channel statistics of a few images fit those alone,
+        # and over the depth any other image would explode.
+        power = _rounded(args[0].square().mean().clamp(min=1e-6))
         normal, uniform = shake[id(norm)]
-        norm.get_buffer("running_mean").copy_(_rounded(mean + 0.1 * variance.sqrt() * normal))
-        norm.get_buffer("running_var").copy_(_rounded(variance * (0.5 + uniform)))
+        norm.get_buffer("running_mean").copy_(0.1 * power.sqrt() * normal)
+        norm.get_buffer("running_var").copy_(power * (0.5 + uniform))
 
     parameters = list(model.parameters())
     dtype, training = parameters[0].dtype, model.training
@@ -131,14 +129,16 @@ def _measure_batch_norms(
 
 
 def _noise_images(shape: tuple[int, int, int], generator: Generator) -> Tensor:
-    """Blurred noise with some grain, about the range of normalised pixels, float64 (BATCH, C, H, W)."""
+    """Images (BATCH, C, H, W), float64: each of its own colour, blurred noise and grain, as wide as real pixels."""
     import torch
     import torch.nn.functional as F
 
     channels, height, width = shape
-    coarse = torch.randn(BATCH, channels, 8, 8, generator=generator).double()
-    fine = torch.randn(BATCH, channels, height, width, generator=generator).double()
-    return 0.3 + 0.8 * F.interpolate(coarse, size=(height, width), mode="bilinear") + 0.3 * fine
+    images = torch.zeros(BATCH, channels, height, width, dtype=torch.float64)
+    for side in ((1, 1), (8, 8), (height, width)):
+        layer = torch.randn(BATCH, channels, *side, generator=generator).double()
+        images += 0.6 * F.interpolate(layer, size=(height, width), mode="bilinear")
+    return images
 
 
 def _rounded(values: Tensor) -> Tensor:
