@@ -120,7 +120,7 @@ class Session(ABC):
     @abstractmethod
     def census(self) -> Census: ...
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 -- most runtimes free their memory when the object goes
         """Give back the runtime's memory. Running a closed session raises BackendError."""
 
     def __enter__(self) -> Session:

@@ -1,11 +1,12 @@
 """Small verbs for rewriting an `onnx_ir` graph.
 
-One rule holds in every rewrite: **a value keeps its name only while it keeps its value.** A tensor whose contents a pass
-changes (a bias folded away, fewer rows) gets a new name. So a name found both in the traced program and in a finished
-graph means the same numbers, and `verify.bisect` may compare them."""
+One rule holds in every rewrite: **a value keeps its name only while it keeps its value.** A tensor whose contents a
+pass changes (a bias folded away, fewer rows) gets a new name. So a name found both in the traced program and in a
+finished graph means the same numbers, and `verify.bisect` may compare them."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -31,6 +32,14 @@ def dims(value: ir.Value | None) -> tuple[int | str, ...] | None:
     if value is None or value.shape is None:
         return None
     return tuple(d if isinstance(d, int) else str(d.value) for d in value.shape)
+
+
+def length(value: ir.Value, axis: int) -> int:
+    """A static dimension of a value whose shape is known."""
+    assert value.shape is not None
+    found = value.shape[axis]
+    assert isinstance(found, int)
+    return found
 
 
 def fresh_name(graph: ir.Graph, base: str) -> str:
@@ -70,6 +79,11 @@ def weight(
 def array(graph: ir.Graph, name: str, data: np.ndarray) -> ir.Value:
     """A new initializer with these numbers."""
     return weight(graph, name, ir.DataType.from_numpy(data.dtype), data.shape, lambda: data)
+
+
+def reshape_target(graph: ir.Graph, shape: Sequence[int | str], name: str) -> ir.Value:
+    """The shape input of a Reshape to `shape`, of whose dimensions at most one may be symbolic."""
+    return array(graph, f"{name}/shape", np.array([d if isinstance(d, int) else -1 for d in shape], dtype=np.int64))
 
 
 def add_node(
@@ -124,6 +138,18 @@ def integer(node: ir.Node, name: str, default: int) -> int:
     """An INT attribute, or its default."""
     attribute = node.attributes.get(name)
     return default if attribute is None else attribute.as_int()
+
+
+def settle_names(model: ir.Model) -> None:
+    """Give initializers called `name_2`, because an older `name` was in the way, that name now that it is free."""
+    initializers = model.graph.initializers
+    for value in list(initializers.values()):
+        base = re.sub(r"_\d+$", "", value.name or "")
+        if base and base != value.name and base not in initializers:
+            value.name = base
+            if value.const_value is not None:
+                value.const_value.name = base
+    model.graph.meta.pop("names", None)
 
 
 def sweep(model: ir.Model) -> None:

@@ -1,4 +1,4 @@
-"""Linear maps in a graph: MatMul, Gemm or Conv with constant weights, and the layout ops (Reshape, Transpose) around."""
+"""Linear maps in a graph: MatMul, Gemm or Conv with constant weights, and the Reshapes and Transposes around them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.graph.edit import add_node, constant, dims, integer, is_constant, only_user, weight
+from vitdeploy.graph.edit import add_node, constant, dims, integer, is_constant, length, only_user, weight
 
 Recipe = Callable[[], np.ndarray]
 
@@ -33,8 +33,7 @@ class Linear:
 
     @property
     def channels(self) -> int:
-        assert self.w.shape is not None
-        return int(self.w.shape[self.axis])
+        return length(self.w, self.axis)
 
     @property
     def label(self) -> str:
@@ -80,14 +79,11 @@ def linear_at(value: ir.Value | None) -> Linear | None:
         return None
     if node.op_type == "MatMul":
         return Linear(node, x, w, b, value, 1)
+    axis = 0 if integer(node, "transB", 0) else 1
     plain = all(node.attributes[k].as_float() == 1.0 for k in ("alpha", "beta") if k in node.attributes)
-    if (
-        not plain
-        or integer(node, "transA", 0)
-        or (b is not None and not is_channel_vector(b, int(w.shape[0 if integer(node, "transB", 0) else 1])))
-    ):
+    if not plain or integer(node, "transA", 0) or (b is not None and not is_channel_vector(b, length(w, axis))):
         return None
-    return Linear(node, x, w, b, value, 0 if integer(node, "transB", 0) else 1)
+    return Linear(node, x, w, b, value, axis)
 
 
 def is_channel_vector(value: ir.Value | None, channels: int) -> bool:
@@ -120,7 +116,7 @@ def rebuild(
     assert dtype is not None
     assert linear.w.shape is not None
     x = linear.x if x is None else x
-    shape = [int(d) for d in linear.w.shape]
+    shape = [length(linear.w, axis) for axis in range(len(linear.w.shape))]
     shape[linear.axis] = channels
     new_w = weight(graph, f"{label}.weight", dtype, shape, w)
     new_b = None if b is None else weight(graph, f"{label}.bias", dtype, (channels,), b)

@@ -291,7 +291,7 @@ class LevitDistilled(Levit):
     def forward(self, x: Tensor) -> Tensor:
         x = self.pool(self.forward_features(x))
         logits, taught = self.head(x), self.head_dist(x)
-        return (logits, taught) if self.training else (logits + taught) / 2
+        return (logits, taught) if self.training else (logits + taught) / 2  # type: ignore[return-value]
 
 
 def check_image_size(size: tuple[int, int], stride: int) -> None:

@@ -137,7 +137,11 @@ class MobileViTBlock(nn.Module):
 
 
 class LinearSelfAttention(nn.Module):
-    """Separable self-attention (2206.02680): one score a pixel, cost linear in pixels. (B, dim, H, W) in and out."""
+    """Separable self-attention (2206.02680): one score a pixel, cost linear in pixels. (B, dim, H, W) in and out.
+
+    Scores are normalised among the pixels of one position within their patch. A constant 0/1 matrix says which pixel
+    has which position, so that the map itself never needs to be cut into patches.
+    """
 
     def __init__(self, dim: int, patch_size: int, drop: float = 0.0) -> None:
         super().__init__()
@@ -148,14 +152,20 @@ class LinearSelfAttention(nn.Module):
         self.out_drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        p = self.patch_size
+        height, width, p = x.shape[2], x.shape[3], self.patch_size
         query, key, value = self.qkv_proj(x).split((1, self.dim, self.dim), dim=1)
         scores = rearrange(query, "b 1 (i p) (j q) -> b p q (i j)", p=p, q=p).softmax(dim=-1)
-        scores = rearrange(scores, "b p q (i j) -> b 1 i p j q", j=x.shape[3] // p)
-        patches = {"p": p, "q": p}
-        context = (rearrange(key, "b c (i p) (j q) -> b c i p j q", **patches) * scores).sum(dim=(2, 4), keepdim=True)
-        out = rearrange(value.relu(), "b c (i p) (j q) -> b c i p j q", **patches) * context
-        return self.out_drop(self.out_proj(rearrange(out, "b c i p j q -> b c (i p) (j q)")))
+        scores = rearrange(scores, "b p q (i j) -> b (i p j q) 1", i=height // p)
+        member = patch_positions(height, width, p).to(x)
+        context = rearrange(key, "b c y x -> b c (y x)") @ (scores * member)
+        context = rearrange(context @ member.mT, "b c (y x) -> b c y x", y=height)
+        return self.out_drop(self.out_proj(value.relu() * context))
+
+
+def patch_positions(height: int, width: int, patch: int) -> Tensor:
+    """The (height * width, patch ** 2) 0/1 matrix of which pixel has which position within its patch."""
+    position = torch.arange(height)[:, None] % patch * patch + torch.arange(width) % patch
+    return (position.reshape(-1, 1) == torch.arange(patch * patch)).float()
 
 
 class ConvMlp(nn.Module):
@@ -241,8 +251,9 @@ class MobileViT(nn.Module):
                 blocks.append(InvertedResidual(chs, stage["chs"], stride, stage["expand"]))
                 chs = stage["chs"]
             if "dim" in stage:
-                rates = {"attn_drop": attn_drop_rate, "drop": proj_drop_rate, "drop_path": drop_path_rate}
-                blocks.append(MobileViTBlock(chs, stage["dim"], stage["blocks"], patch_size, **rates))
+                dim, blocks_inside = stage["dim"], stage["blocks"]
+                drops = (attn_drop_rate, proj_drop_rate, drop_path_rate)
+                blocks.append(MobileViTBlock(chs, dim, blocks_inside, patch_size, 4, 2.0, *drops))
             built.append(nn.Sequential(*blocks))
         self.stages = nn.Sequential(*built)
         self.final_conv = ConvNormAct(chs, num_features)

@@ -145,7 +145,7 @@ class VisionTransformer(nn.Module):
         """
         x = self.patch_embed(x)
         prefix = self.prefix()
-        table = self.pos_embed
+        table: Tensor = self.pos_embed
         if prefix:
             tokens = torch.cat(prefix, dim=1)
             if self.no_embed_class:
@@ -210,7 +210,7 @@ class VisionTransformerDistilled(VisionTransformer):
         if pre_logits:
             return (image + teacher) / 2
         logits, taught = self.head(image), self.head_dist(teacher)
-        return (logits, taught) if self.training else (logits + taught) / 2
+        return (logits, taught) if self.training else (logits + taught) / 2  # type: ignore[return-value]
 
 
 def init_vit_weights(module: nn.Module) -> None:

@@ -8,16 +8,22 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from vitdeploy.export.passes.drop_attention_bias import drop_attention_bias
+from vitdeploy.export.passes.flatten_tokens import flatten_tokens
+from vitdeploy.export.passes.fold_affine import fold_affine
 from vitdeploy.export.passes.fold_batchnorm import fold_batchnorm
 from vitdeploy.export.passes.fold_constants import fold_constants
 from vitdeploy.export.passes.fold_scale import fold_scale
 from vitdeploy.export.passes.narrow_tokens import narrow_tokens
+from vitdeploy.export.passes.simplify import simplify
 from vitdeploy.export.passes.split_linear import split_linear
 from vitdeploy.export.passes.tidy_layout import tidy_layout
+from vitdeploy.graph.edit import settle_names
 
 Pass = Callable[[ir.Model], int]
 
 PASSES: tuple[Pass, ...] = (
+    fold_constants,  # first, so that weights keep their names and stay unread until they are written
+    simplify,
     fold_constants,
     tidy_layout,
     fold_batchnorm,
@@ -26,6 +32,8 @@ PASSES: tuple[Pass, ...] = (
     fold_scale,
     drop_attention_bias,
     narrow_tokens,
+    fold_affine,
+    flatten_tokens,
     fold_constants,
     tidy_layout,
 )
@@ -41,4 +49,6 @@ class PassResult:
 
 def optimise(model: ir.Model) -> list[PassResult]:
     """Run every pass on the graph, in place."""
-    return [PassResult(apply.__name__, apply(model)) for apply in PASSES]
+    results = [PassResult(apply.__name__, apply(model)) for apply in PASSES]
+    settle_names(model)
+    return results

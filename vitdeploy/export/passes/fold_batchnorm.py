@@ -1,4 +1,4 @@
-"""BatchNorm in inference is a gain and an offset per channel: fold it into the Conv, MatMul or Gemm before or after it."""
+"""BatchNorm in inference is a gain and an offset per channel: fold it into the Conv, MatMul or Gemm beside it."""
 
 from __future__ import annotations
 

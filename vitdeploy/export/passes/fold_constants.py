@@ -4,14 +4,19 @@ Large results are recipes (`ir.LazyTensor`), computed when the file is written, 
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.graph.edit import INLINE_BYTES, constant, is_constant, sweep, weight
+from vitdeploy.graph.edit import INLINE_BYTES, array, constant, ints, is_constant, sweep, weight
 
 RANDOM = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"}
+
+
+SEQUENCES = {"SequenceConstruct", "SequenceAt", "SequenceLength", "SplitToSequence", "ConcatFromSequence"}
+SUBGRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
 def fold_constants(model: ir.Model) -> int:
@@ -19,59 +24,43 @@ def fold_constants(model: ir.Model) -> int:
     graph, count = model.graph, 0
     opset = graph.opset_imports.get("", 20)
     for node in list(graph):
-        if (
-            node.domain != ""
-            or node.op_type in RANDOM
-            or node.op_type == "Constant"
-            and node.outputs[0].is_graph_output()
-        ):
-            continue
-        if any(
-            isinstance(a, ir.Attr) and a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-            for a in node.attributes.values()
-        ):
-            continue
-        if not all(value is None or is_constant(value) for value in node.inputs):
-            continue
-        if node.op_type in ("SequenceConstruct", "SequenceAt", "SplitToSequence", "Loop", "Scan", "If"):
-            continue
-        if any(out.is_graph_output() for out in node.outputs):
-            continue
-        count += fold_node(graph, node, opset)
+        if foldable(node) and all(value is None or is_constant(value) for value in node.inputs):
+            fold_node(graph, node, opset)
+            count += 1
     sweep(model)
     return count
 
 
-def fold_node(graph: ir.Graph, node: ir.Node, opset: int) -> int:
-    first = node.outputs[0]
-    if node.op_type == "Transpose" and first.shape is None and node.inputs[0] is not None:
-        source = node.inputs[0].shape
-        perm = node.attributes["perm"].as_ints() if "perm" in node.attributes else None
-        if source is not None:
-            order = perm if perm is not None else range(len(source) - 1, -1, -1)
-            first.shape = ir.Shape([source[i] for i in order])
-            first.dtype = node.inputs[0].dtype
-    known = first.shape is not None and first.shape.is_static() and first.dtype is not None
-    size = int(np.prod(first.shape.numpy(), dtype=np.int64)) * 4 if known and first.shape is not None else 0
-    values = list(node.inputs)
-    if known and size > INLINE_BYTES and len(node.outputs) == 1 and first.dtype is not None and first.shape is not None:
-        shape, dtype = first.shape.numpy(), first.dtype
-        result = [weight(graph, derived_name(node), dtype, shape, lambda: evaluate(node, values, opset)[0])]
-    else:
-        arrays = evaluate(node, values, opset)
-        result = [
-            weight(
-                graph,
-                derived_name(node) if len(arrays) == 1 else f"{out.name}",
-                ir.DataType.from_numpy(a.dtype),
-                a.shape,
-                lambda a=a: a,
-            )
-            for out, a in zip(node.outputs, arrays, strict=True)
-        ]
-    for out, value in zip(node.outputs, result, strict=True):
-        out.replace_all_uses_with(value)
-    return 1
+def foldable(node: ir.Node) -> bool:
+    if node.domain != "" or node.op_type in RANDOM or node.op_type in SEQUENCES or node.op_type == "Constant":
+        return False
+    if any(isinstance(a, ir.Attr) and a.type in SUBGRAPHS for a in node.attributes.values()):
+        return False
+    return not any(out.is_graph_output() for out in node.outputs)
+
+
+def fold_node(graph: ir.Graph, node: ir.Node, opset: int) -> None:
+    first, values = node.outputs[0], list(node.inputs)
+    infer_transpose(node)
+    if first.shape is not None and first.shape.is_static() and first.dtype is not None and len(node.outputs) == 1:
+        shape = first.shape.numpy()
+        if prod(shape) * first.dtype.bitwidth > INLINE_BYTES * 8:
+            later = weight(graph, derived_name(node), first.dtype, shape, lambda: evaluate(node, values, opset)[0])
+            first.replace_all_uses_with(later)
+            return
+    for out, result in zip(node.outputs, evaluate(node, values, opset), strict=True):
+        name = derived_name(node) if out is first else out.name or node.op_type
+        out.replace_all_uses_with(array(graph, name, result))
+
+
+def infer_transpose(node: ir.Node) -> None:
+    """The exporter leaves transposed weights without a shape; with one they can stay a recipe."""
+    source, out = node.inputs[0] if node.inputs else None, node.outputs[0]
+    if node.op_type == "Transpose" and out.shape is None and source is not None and source.shape is not None:
+        perm = ints(node, "perm") or range(len(source.shape) - 1, -1, -1)
+        out.shape = ir.Shape([source.shape[i] for i in perm])
+        if source.dtype is not None:
+            out.dtype = source.dtype
 
 
 def derived_name(node: ir.Node) -> str:
@@ -91,8 +80,7 @@ def evaluate(node: ir.Node, values: list[ir.Value | None], opset: int) -> list[n
     """Run one node on its constant inputs with ONNX's reference implementation."""
     arrays = [constant(value) for value in values]
     if node.op_type == "Transpose" and arrays[0] is not None:  # by far the most common, and a view
-        perm = node.attributes["perm"].as_ints() if "perm" in node.attributes else None
-        return [np.transpose(arrays[0], perm)]
+        return [np.transpose(arrays[0], ints(node, "perm"))]
     from onnx import helper
     from onnx.reference import ReferenceEvaluator
 

@@ -13,7 +13,7 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.graph.edit import add_node, array, constant, dims, integer, ints, is_constant, sweep
+from vitdeploy.graph.edit import add_node, array, constant, dims, integer, ints, is_constant, reshape_target, sweep
 
 UNARY = {"Gelu", "Relu", "Sigmoid", "Tanh", "HardSwish", "HardSigmoid", "Erf", "Identity", "Cast", "Neg", "Sqrt"}
 BINARY = {"Add", "Sub", "Mul", "Div"}
@@ -191,6 +191,5 @@ def rebuild_narrow(node: ir.Node, cut: Cut, new: dict[ir.Value, ir.Value]) -> No
     if node.op_type == "Reshape":
         graph = node.graph
         assert isinstance(graph, ir.Graph)
-        target = np.array([d if isinstance(d, int) else -1 for d in shape], dtype=np.int64)
-        inputs[1] = array(graph, f"{out.name}/narrow_shape", target)
+        inputs[1] = reshape_target(graph, shape, f"{out.name}/first{count}")
     new[out] = add_node(node, node.op_type, inputs, f"{out.name}/first{count}", out, shape, **dict(node.attributes))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.graph.edit import add_node, array, constant, dims, integer, only_user, sweep, take_over
+from vitdeploy.graph.edit import add_node, constant, dims, integer, only_user, reshape_target, sweep, take_over
 from vitdeploy.graph.linear import Linear, linear_at, rebuild
 
 
@@ -89,8 +89,6 @@ def emit_piece(
         shape = [*(dims(value) or ())[:-1], heads, size]
         graph = node.graph
         assert isinstance(graph, ir.Graph)
-        target = array(
-            graph, f"{name}/shape", np.array([d if isinstance(d, int) else -1 for d in shape], dtype=np.int64)
-        )
+        target = reshape_target(graph, shape, name)
         value = add_node(node, "Reshape", [value, target], f"{name}/heads", value, shape)
     take_over(out, value)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.graph.edit import array, dims, ints, sweep, take_over
+from vitdeploy.graph.edit import dims, ints, reshape_target, sweep, take_over
 
 
 def tidy_layout(model: ir.Model) -> int:
@@ -66,8 +65,7 @@ def merge_reshapes(node: ir.Node, above: ir.Node) -> bool:
         return False
     graph = node.graph
     assert isinstance(graph, ir.Graph)
-    target = np.array([d if isinstance(d, int) else -1 for d in shape], dtype=np.int64)
     node.replace_input_with(0, above.inputs[0])
-    node.replace_input_with(1, array(graph, f"{node.outputs[0].name}/shape", target))
+    node.replace_input_with(1, reshape_target(graph, shape, f"{node.outputs[0].name}"))
     node.attributes.pop("allowzero", None)
     return True
