@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -101,3 +102,16 @@ def test_catalog_imports_without_torch_and_numpy() -> None:
     code = "import sys, vitdeploy.models.catalog as c; c.names(); print({'torch', 'numpy', 'onnx'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("name", catalog.names())
+def test_model_built_from_the_entry_has_as_many_parameters_as_it_says(name: str) -> None:
+    import torch
+
+    entry, _ = catalog.find(name)
+    module, _, kind = entry.target.partition(":")
+    with torch.device("meta"):
+        model = getattr(importlib.import_module(f"vitdeploy.models.{module}"), kind)(**entry.arguments())
+    assert sum(p.numel() for p in model.parameters()) == entry.params
+    parameters = {key for key, _ in model.named_parameters()}
+    assert all(f"{head}.weight" in parameters for head in entry.classifier if entry.num_classes)

@@ -17,7 +17,7 @@ from vitdeploy.models.random_weights import random_weights
 # One of each family, small, and the side of its images.
 MODELS = {
     "vit_tiny_patch16_224": 64,
-    "vit_base_patch32_clip_quickgelu_224": 64,
+    "vit_medium_patch32_clip_224": 64,
     "vit_wee_patch16_reg1_gap_256": 64,
     "vit_small_patch14_reg4_dinov2": 56,
     "deit_tiny_distilled_patch16_224": 64,
@@ -95,8 +95,9 @@ def test_no_parameter_or_statistic_is_left_trivial(name: str) -> None:
     tensors |= {k: b for k, b in model.named_buffers() if "running" in k}
     for key, tensor in tensors.items():
         assert torch.isfinite(tensor).all(), key
-        assert tensor.abs().min() > 0 or tensor.numel() > 1000, key
-        assert tensor.unique().numel() > 0.9 * min(tensor.numel(), 1000), key
+        first = tensor.flatten()[:1000]
+        assert first.abs().min() > 0, key
+        assert first.unique().numel() > 0.9 * first.numel(), key
 
 
 @pytest.mark.parametrize("name", ["mobilevit_xxs", "levit_128s", "vit_tiny_patch16_224"])
