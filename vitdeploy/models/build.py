@@ -1,0 +1,385 @@
+"""From what the user named to a module in eval mode with its weights, and the ModelSpec that says how it came about."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.errors import MissingDependency, UnsupportedModel, UsageError, VitdeployError
+from vitdeploy.models import catalog
+from vitdeploy.spec import InputSpec, ModelSpec, WeightsSource
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What the user asked for about a model; None leaves it to the weights, then to the architecture.
+
+    Attributes:
+        weights: a checkpoint file, a folder in timm's layout, or 'hf-hub:ORG/NAME'.
+        pretrained: load the published weights of the tag; None does so only where the name has a tag.
+        num_classes: width of the logits.
+        image_size: (height, width).
+        in_chans: image channels.
+        seed: of random weights.
+        mean, std, crop_pct, interpolation: override the InputSpec.
+    """
+
+    weights: str | None = None
+    pretrained: bool | None = None
+    num_classes: int | None = None
+    image_size: tuple[int, int] | None = None
+    in_chans: int | None = None
+    seed: int = 0
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    crop_pct: float | None = None
+    interpolation: str | None = None
+
+
+@dataclass(frozen=True)
+class Built:
+    """A module in eval mode, its ModelSpec, and what the user should know about how it was made."""
+
+    module: nn.Module
+    spec: ModelSpec
+    notes: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.module.parameters())
+
+
+@dataclass
+class Source:
+    """Where weights and preprocessing come from, before anything is built."""
+
+    origin: WeightsSource
+    file: Path | None = None
+    architecture: str | None = None
+    num_classes: int | None = None
+    labels: tuple[str, ...] | None = None
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+
+
+def build(name: str, options: BuildOptions | None = None) -> Built:
+    """Build a model by name, in eval mode, on the CPU, in float32.
+
+    Args:
+        name: a catalog name with or without a tag, 'timm:NAME', 'hf-hub:ORG/NAME', 'package.module:factory' or
+            'file.py:factory'.
+
+    Raises:
+        UsageError: an unknown name, bad options, or weights that are unreadable or do not fit.
+        MissingDependency: timm is asked for and not installed.
+    """
+    options = options or BuildOptions()
+    check_options(options)
+    if name.startswith("timm:"):
+        return build_timm(name, options)
+    if re.match(r"hf[-_]hub:", name):
+        if options.weights:
+            raise UsageError(f"{name} already names weights: drop --weights.")
+        source = hub_source(name)
+        return build_catalog(source.architecture or "", replace(options, weights=name), source)
+    if ":" in name:
+        return build_factory(name, options)
+    if name.endswith(".onnx"):
+        raise UnsupportedModel(
+            f"{name} is a finished graph: there is no PyTorch model to prove it against.",
+            fix="vitdeploy bench, inspect and predict take .onnx files.",
+        )
+    return build_catalog(name, options, None)
+
+
+def rebuild(spec: ModelSpec) -> Built:
+    """Build the same model again from its ModelSpec: the reference that a verification needs.
+
+    Raises:
+        UsageError: the weights are gone, or their file is no longer the one that was exported.
+    """
+    origin = spec.weights
+    shape = spec.input.shape
+    options = BuildOptions(
+        weights=origin.location if origin.kind in ("file", "folder", "hub") else None,
+        pretrained=False,
+        num_classes=spec.num_classes if origin.kind != "factory" else None,
+        image_size=(shape[1], shape[2]),
+        in_chans=shape[0] if shape[0] != 3 else None,
+        seed=origin.seed or 0,
+        mean=spec.input.mean,
+        std=spec.input.std,
+        crop_pct=spec.input.crop_pct,
+        interpolation=spec.input.interpolation,
+    )
+    if origin.kind == "hub" and not origin.location.startswith("hf-hub:"):
+        options = replace(options, weights=f"hf-hub:{origin.location}")
+    if origin.kind == "factory" and spec.name.startswith("timm:"):
+        options = replace(options, pretrained=True)
+    built = build(spec.name, options)
+    if origin.sha256 and built.spec.weights.sha256 != origin.sha256:
+        raise UsageError(f"{origin.location} has changed since the export: it is not what this model was made from.")
+    return built
+
+
+def check_options(options: BuildOptions) -> None:
+    if options.weights and options.pretrained:
+        raise UsageError("--weights and --pretrained exclude each other.")
+    for what in ("num_classes", "in_chans"):
+        value = getattr(options, what)
+        if value is not None and value < (0 if what == "num_classes" else 1):
+            raise UsageError(f"{what} {value} makes no sense.")
+
+
+def build_catalog(name: str, options: BuildOptions, source: Source | None) -> Built:
+    """A model of the catalog, on random or given weights."""
+    from vitdeploy.models.checkpoint_file import digest, read_checkpoint
+    from vitdeploy.models.weights import head_size
+
+    entry, tagged = catalog.find(name)
+    source = source or weights_source(entry, tagged, options)
+    if source.architecture is not None and catalog.find(source.architecture)[0].name != entry.name:
+        raise UsageError(f"The weights are of {source.architecture}, not of {entry.name}.")
+    state: Mapping[str, Tensor] | None = None
+    notes: list[str] = []
+    if source.file is not None:
+        state = read_checkpoint(source.file)
+        source.origin = replace(source.origin, sha256=digest(source.file))
+    preset = tagged or (entry.pretrained[0] if entry.pretrained else None)
+    base = preset.input if preset is not None else entry.input
+    trained = read_input(source.preprocessing, base) if source.preprocessing else base
+    spec_input = apply_overrides(trained, options)
+
+    classes = options.num_classes
+    if classes is None and state is not None:
+        classes = head_size(state, entry.classifier)
+        expected = source.num_classes if source.num_classes is not None else entry.num_classes
+        if classes is not None and classes != expected:
+            notes.append(f"the checkpoint's head has {classes} classes, not {expected}: building for {classes}")
+    if classes is None:
+        classes = source.num_classes if source.num_classes is not None else entry.num_classes
+    size = spec_input.shape[1:]
+    arguments = entry.arguments(classes, size)
+    arguments.update({k: v for k, v in source.model_args.items() if k not in ("img_size", "num_classes")})
+    if spec_input.shape[0] != 3:
+        arguments["in_chans"] = spec_input.shape[0]
+
+    module = construct(entry, arguments)
+    if state is None:
+        notes += randomise(module, options.seed, spec_input)
+    else:
+        from vitdeploy.models.weights import load_into
+
+        report = load_into(module, state, num_classes=classes, trained_size=trained.shape[1:])
+        notes.append(str(report))
+    tag = tagged.tag if tagged is not None and source.origin.kind == "hub" else None
+    labels = source.labels if source.labels and len(source.labels) == classes else None
+    spec = ModelSpec(entry.name, arguments, spec_input, classes, tag, labels, source.origin)
+    return Built(module.eval(), spec, tuple(notes))
+
+
+def weights_source(entry: catalog.Entry, tagged: catalog.Pretrained | None, options: BuildOptions) -> Source:
+    if options.weights is None:
+        wanted = tagged is not None if options.pretrained is None else options.pretrained
+        if not wanted:
+            return Source(WeightsSource("random", seed=options.seed))
+        chosen = tagged or (entry.pretrained[0] if entry.pretrained else None)
+        if chosen is None or chosen.hub_id is None:
+            raise UsageError(f"No weights are published for {entry.name}.", fix="Pass --weights FILE or FOLDER.")
+        source = hub_source(chosen.hub_id)
+        source.architecture = None  # the hub's own name may be an older one
+        return source
+    if re.match(r"hf[-_]hub:", options.weights):
+        return hub_source(options.weights)
+    path = Path(options.weights).expanduser()
+    if path.is_dir():
+        return folder_source(path, WeightsSource("folder", str(path.resolve())))
+    return Source(WeightsSource("file", str(path.resolve())), file=path)
+
+
+def hub_source(hub_id: str) -> Source:
+    from vitdeploy.models.hub import download
+
+    folder = download(hub_id)
+    name = re.sub(r"^hf[-_]hub:", "", hub_id)
+    return folder_source(folder, WeightsSource("hub", f"hf-hub:{name}", revision=folder.name))
+
+
+def folder_source(path: Path, origin: WeightsSource) -> Source:
+    from vitdeploy.models.hub import read_hub_folder
+
+    found = read_hub_folder(path)
+    return Source(
+        origin,
+        found.weights,
+        found.architecture,
+        found.num_classes,
+        found.labels,
+        found.pretrained_cfg,
+        found.model_args,
+    )
+
+
+def read_input(preprocessing: Mapping[str, Any], base: InputSpec) -> InputSpec:
+    """A checkpoint's own preprocessing; what it leaves out comes from the architecture's."""
+    known = {"input_size", "mean", "std", "crop_pct", "interpolation", "crop_mode"}
+    given = {k: v for k, v in preprocessing.items() if k in known and v is not None}
+    defaults = base.to_dict()
+    return InputSpec.from_pretrained_cfg({**defaults, "input_size": defaults["shape"], **given})
+
+
+def apply_overrides(spec: InputSpec, options: BuildOptions) -> InputSpec:
+    """The InputSpec with the user's own size, channels and preprocessing."""
+    if options.image_size is not None:
+        spec = spec.with_size(*options.image_size)
+    if options.in_chans is not None and options.in_chans != spec.shape[0]:
+        mean, std = ((sum(v) / len(v),) * options.in_chans for v in (spec.mean, spec.std))
+        spec = replace(spec, shape=(options.in_chans, *spec.shape[1:]), mean=mean, std=std)
+    given = {k: getattr(options, k) for k in ("mean", "std", "crop_pct", "interpolation")}
+    return replace(spec, **{k: v for k, v in given.items() if v is not None})
+
+
+def construct(entry: catalog.Entry, arguments: Mapping[str, Any]) -> nn.Module:
+    """The architecture with uninitialised parameters: nothing is drawn that weights would overwrite."""
+    import torch
+
+    module_name, class_name = entry.target.split(":")
+    factory = getattr(importlib.import_module(f"vitdeploy.models.{module_name}"), class_name)
+    try:
+        with torch.device("meta"):
+            module = factory(**arguments)
+    except TypeError as error:
+        raise UsageError(f"{entry.name} cannot be built with {dict(arguments)}: {error}.") from None
+    module = module.to_empty(device="cpu")
+    for name, buffer in module.named_buffers():
+        if name.endswith("num_batches_tracked"):
+            buffer.zero_()
+    return module
+
+
+def randomise(module: nn.Module, seed: int, spec: InputSpec) -> list[str]:
+    from vitdeploy.models.random_weights import random_weights
+
+    random_weights(module.eval(), seed, spec.shape)
+    return [f"random, seed {seed}: for architecture and latency only (to ship: --pretrained or --weights FILE)"]
+
+
+def build_timm(name: str, options: BuildOptions) -> Built:
+    """A model that timm builds, with timm's own code."""
+    try:
+        import timm
+    except ImportError as error:
+        raise MissingDependency(f"{name} needs timm ({error}).", fix="pip install timm") from None
+    arguments: dict[str, Any] = {}
+    if options.num_classes is not None:
+        arguments["num_classes"] = options.num_classes
+    if options.in_chans is not None:
+        arguments["in_chans"] = options.in_chans
+    if options.image_size is not None:
+        arguments["img_size"] = options.image_size
+    pretrained = bool(options.pretrained)
+    try:
+        module = timm.create_model(name.removeprefix("timm:"), pretrained=pretrained, **arguments)
+    except TypeError:  # not every architecture has img_size: convolutional ones take any
+        arguments.pop("img_size", None)
+        module = timm.create_model(name.removeprefix("timm:"), pretrained=pretrained, **arguments)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UsageError(f"timm cannot build '{name.removeprefix('timm:')}': {one_line(error)}.") from None
+    configuration = getattr(module, "pretrained_cfg", None) or {}
+    spec_input = apply_overrides(InputSpec.from_pretrained_cfg(configuration), options)
+    origin = WeightsSource("factory", name) if pretrained else WeightsSource("random", name, seed=options.seed)
+    return finish_foreign(name, module, spec_input, origin, options, configuration.get("tag") if pretrained else None)
+
+
+def build_factory(name: str, options: BuildOptions) -> Built:
+    """A model that the user's own function or class makes: 'package.module:factory' or 'file.py:factory'."""
+    module = call_factory(name)
+    configuration = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None) or {}
+    if not isinstance(configuration, Mapping):
+        configuration = {}
+    if options.image_size is None and not configuration.get("input_size"):
+        size = getattr(module, "image_size", None) or getattr(module, "img_size", None)
+        if not isinstance(size, (int, tuple, list)):
+            raise UsageError(f"{name} does not say its input size.", fix="Pass --image-size, such as --image-size 224.")
+        pair = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+        options = replace(options, image_size=pair)
+    spec_input = apply_overrides(InputSpec.from_pretrained_cfg(configuration), options)
+    return finish_foreign(name, module, spec_input, WeightsSource("factory", name), options, None)
+
+
+def call_factory(name: str) -> nn.Module:
+    from torch import nn
+
+    place, _, attribute = name.rpartition(":")
+    try:
+        if place.endswith(".py"):
+            path = Path(place).expanduser()
+            if not path.is_file():
+                raise UsageError(f"There is no file {path}.")
+            spec = importlib.util.spec_from_file_location(path.stem, path)
+            assert spec is not None
+            assert spec.loader is not None
+            namespace = importlib.util.module_from_spec(spec)
+            sys.modules.setdefault(path.stem, namespace)
+            spec.loader.exec_module(namespace)
+        else:
+            if "" not in sys.path:
+                sys.path.insert(0, "")
+            namespace = importlib.import_module(place)
+        factory = getattr(namespace, attribute, None)
+        if factory is None:
+            raise UsageError(f"{place} has nothing called '{attribute}'.")
+        made = factory if isinstance(factory, nn.Module) else factory()
+    except VitdeployError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{name} raised {type(error).__name__}: {one_line(error)}.") from error
+    if not isinstance(made, nn.Module):
+        raise UsageError(f"{name} made a {type(made).__name__}, not a torch.nn.Module.")
+    return made
+
+
+def finish_foreign(
+    name: str, module: nn.Module, spec: InputSpec, origin: WeightsSource, options: BuildOptions, tag: str | None
+) -> Built:
+    """Weights and a trial run for a module that is not ours."""
+    import torch
+
+    from vitdeploy.models.checkpoint_file import digest, read_checkpoint
+    from vitdeploy.models.weights import load_into
+
+    module = module.to("cpu").float().eval()
+    notes: list[str] = []
+    if options.weights is not None:
+        path = Path(options.weights).expanduser()
+        if path.is_dir():
+            path = folder_source(path, origin).file or path
+        notes.append(str(load_into(module, read_checkpoint(path), num_classes=options.num_classes)))
+        origin = WeightsSource("file", str(path.resolve()), sha256=digest(path))
+    elif origin.kind == "random":
+        notes += randomise(module, options.seed, spec)
+    else:
+        notes.append(f"as {name} made them")
+    try:
+        with torch.no_grad():
+            out = module(torch.zeros(1, *spec.shape))
+    except Exception as error:
+        raise UsageError(f"{name} cannot run on a {spec.shape} image: {one_line(error)}.") from error
+    if not isinstance(out, torch.Tensor) or out.ndim < 2:
+        raise UnsupportedModel(f"{name} returns {type(out).__name__}, not one (batch, classes) tensor.")
+    return Built(module, ModelSpec(name, {}, spec, int(out.shape[-1]), tag, None, origin), tuple(notes))
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's first line, without a full stop."""
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__).rstrip(".")
