@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
@@ -16,7 +17,7 @@ from typing import Any
 from vitdeploy import __version__
 from vitdeploy.errors import UsageError
 from vitdeploy.spec import ModelSpec
-from vitdeploy.staging import disk_errors, flush, flush_folder, make_stage, move_into, tidy
+from vitdeploy.staging import disk_errors, files_in, flush, flush_folder, make_stage, move_into, tidy
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
@@ -225,7 +226,7 @@ def staged(destination: Path, *, force: bool = False) -> Iterator[Stage]:
         raise UsageError(f"{destination} cannot be an artifact's folder.")
     for beside in (place, _failed(place)):
         tidy(beside)
-    if os.path.lexists(place):
+    with disk_errors(destination, place.parent, everything=True), suppress(FileNotFoundError):
         _refuse_to_replace(place, destination, force=force)
     parents: list[Path] = []
     stage: Stage | None = None
@@ -260,15 +261,25 @@ def digest_file(path: Path) -> str:
 
 
 def _refuse_to_replace(place: Path, shown: Path, *, force: bool) -> None:
-    """Raise UsageError unless `place` is an artifact (or empty folder) that may be replaced."""
-    if not place.is_dir():
+    """Raise UsageError unless `place` is an artifact (or empty folder) that may be replaced.
+
+    Raises FileNotFoundError when there is nothing, or no longer the same folder.
+    """
+    status = place.stat()
+    if not stat.S_ISDIR(status.st_mode):
         raise UsageError(f"{shown} is not a folder.", fix="Choose another place with --out.")
     if not force:
         raise UsageError(f"{shown} exists.", fix="Use --force to replace it, or --out for another place.")
     try:
         ours = not any(place.iterdir()) or b'"vitdeploy"' in (place / MANIFEST).read_bytes()
-    except OSError:
+    except IsADirectoryError:
         ours = False
+    except FileNotFoundError:
+        if not os.path.samestat(status, place.stat()):
+            raise
+        ours = False
+    except OSError as error:
+        raise UsageError(f"Cannot read {error.filename or shown}: {error.strerror or error}.") from error
     if not ours:
         raise UsageError(
             f"{shown} exists and is not an artifact, so --force leaves it alone.",
@@ -277,10 +288,10 @@ def _refuse_to_replace(place: Path, shown: Path, *, force: bool) -> None:
 
 
 def _digests(folder: Path) -> dict[str, dict[str, Any]]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
     return {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest_file(path)}
-        for path in files
+        for path in files_in(folder)
+        if path != folder / MANIFEST
     }
 
 

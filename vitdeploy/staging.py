@@ -65,7 +65,7 @@ def _make_parents(folder: Path, made: list[Path]) -> None:
 def move_into(folder: Path, place: Path, check: Callable[[], None]) -> None:
     """Rename `folder` to `place`. A folder that is there is replaced, in one step where possible.
 
-    `check` raises unless it may be replaced.
+    `check` raises unless it may be replaced, and FileNotFoundError when it vanishes meanwhile.
     """
     for attempt in range(ATTEMPTS):
         try:
@@ -111,12 +111,22 @@ def _exchange_by_renames(new: Path, place: Path) -> None:
         try:
             os.rename(new, place)  # noqa: PTH104
         except BaseException:
-            os.rename(aside, place)  # noqa: PTH104
+            if not os.path.lexists(place):
+                os.rename(aside, place)  # noqa: PTH104
+            else:  # another run took the place meanwhile, which replaced the old one as well
+                _remove(aside, _hidden(place, "tmp"))
             raise
-        os.rename(aside, new)  # noqa: PTH104  an '.old' is always whole, so it is not deleted by that name
+        with suppress(OSError):  # the new one is in place; the next run can still remove the old one
+            os.rename(aside, new)  # noqa: PTH104
     finally:
         if lock is not None:
             os.close(lock)
+
+
+def _remove(aside: Path, doomed: Path) -> None:
+    """An '.old' is always whole: it is not deleted by that name."""
+    os.rename(aside, doomed)  # noqa: PTH104
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def tidy(place: Path) -> None:
@@ -140,7 +150,7 @@ def tidy(place: Path) -> None:
                 if match[1] == "old" and not os.path.lexists(place):
                     os.rename(left, place)  # noqa: PTH104
                 else:
-                    shutil.rmtree(left, ignore_errors=True)
+                    _remove(left, _hidden(place, "tmp"))
             finally:
                 if lock is not None:
                     os.close(lock)
@@ -200,20 +210,28 @@ def disk_errors(shown: Path, folder: Path, *, everything: bool = False) -> Itera
         raise UsageError(f"Cannot write {place}: {error.strerror or error}.", fix=fix) from error
 
 
+def files_in(folder: Path) -> list[Path]:
+    """Every file below `folder`, sorted. Unlike Path.rglob, raises OSError on a folder that cannot be read."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    return sorted(Path(root, name) for root, _, names in os.walk(folder, onerror=refuse) for name in names)
+
+
 def flush(folder: Path) -> None:
     """Have the disk hold every file before the rename says so; a full disk may only show here."""
     if sys.platform == "win32":
         return
-    for path in folder.rglob("*"):
-        if path.is_dir():
-            flush_folder(path)
-        elif path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-    flush_folder(folder)
+    files = files_in(folder)
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    for each in {folder, *(file.parent for file in files)}:
+        flush_folder(each)
 
 
 def flush_folder(folder: Path) -> None:
