@@ -1,1 +1,1 @@
-"""."""
+"""Runtimes, one a file."""

@@ -1,1 +1,1 @@
-"""."""
+"""PyTorch to an optimised ONNX graph."""

@@ -1,1 +1,1 @@
-"""."""
+"""Lower precision, expressed in the graph."""

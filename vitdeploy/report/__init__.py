@@ -1,1 +1,1 @@
-"""."""
+"""What people read: tables on the console, report.md."""

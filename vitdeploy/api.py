@@ -1,0 +1,124 @@
+"""The Python API: the command line's verbs, with the same names and words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy import pipeline
+from vitdeploy.artifact import Artifact
+from vitdeploy.backends.base import RunOptions, Session
+from vitdeploy.errors import UsageError
+from vitdeploy.models.build import BuildOptions, Built
+from vitdeploy.models.build import build as build_model
+from vitdeploy.pipeline import ExportRequest, Listener
+
+if TYPE_CHECKING:
+    from vitdeploy.bench.sessions import Measured
+    from vitdeploy.verify.compare import Verification
+
+PathLike = str | Path
+
+
+def models(pattern: str | None = None) -> list[str]:
+    """Catalog names, or those that match a part of a name or a glob."""
+    from vitdeploy.models import catalog
+
+    return catalog.names(pattern)
+
+
+def build(model: str, **options: Any) -> Built:
+    """A module in eval mode with its ModelSpec.
+
+    Args:
+        model: catalog name, 'timm:NAME', 'hf-hub:ORG/NAME', 'package.module:factory' or 'file.py:factory'.
+        options: fields of models.build.BuildOptions: weights, pretrained, num_classes, image_size, in_chans, seed, mean,
+            std, crop_pct, interpolation.
+    """
+    return build_model(model, BuildOptions(**known(options, BuildOptions)))
+
+
+def export(model: str, *, listener: Listener | None = None, **options: Any) -> Artifact:
+    """The whole way from a model to a verified artifact.
+
+    Args:
+        model: as for `build`.
+        listener: hears about steps and notes.
+        options: fields of ExportRequest (precision, io_precision, backend, batch, opset, data, tolerance, bench, warmup,
+            duration, out, force), of BuildOptions (see `build`) and of RunOptions (device, threads, optimization,
+            provider, provider_options), all flat.
+
+    Raises:
+        UsageError, MissingDependency, VerificationFailed, PrecisionNotApplied, BackendError, UnsupportedModel.
+    """
+    about_model, about_run = names_of(BuildOptions), names_of(RunOptions)
+    own = {k: v for k, v in options.items() if k not in about_model and k not in about_run}
+    for name in ("data", "out"):
+        if own.get(name) is not None:
+            own[name] = Path(own[name])
+    request = ExportRequest(
+        model=model,
+        build=BuildOptions(**{k: v for k, v in options.items() if k in about_model}),
+        run=RunOptions(**{k: v for k, v in options.items() if k in about_run}),
+        **known(own, ExportRequest),
+    )
+    return pipeline.export(request, listener)
+
+
+def load(artifact: PathLike, **options: Any) -> Session:
+    """Open an artifact (or an .onnx file) as a Session; options are RunOptions' fields."""
+    from vitdeploy.backends import registry
+
+    file, found = pipeline.model_file(Path(artifact))
+    backend = found.manifest.request.get("backend", "onnxruntime") if found is not None else "onnxruntime"
+    return registry.get(backend).open(file, RunOptions(**known(options, RunOptions)))
+
+
+def verify(
+    artifact: PathLike,
+    *,
+    weights: str | None = None,
+    data: PathLike | None = None,
+    tolerance: float | None = None,
+    **options: Any,
+) -> Verification:
+    """Prove an artifact against eager PyTorch again; raises VerificationFailed with the first node that departs."""
+    run = RunOptions(**known(options, RunOptions))
+    images = None if data is None else Path(data)
+    return pipeline.verify_artifact(Path(artifact), run, weights=weights, data=images, tolerance=tolerance)
+
+
+def bench(
+    *artifacts: PathLike, batch: int | None = None, warmup: float = 0.5, duration: float = 3.0, **options: Any
+) -> list[Measured]:
+    """Latency of artifacts, interleaved; options are RunOptions' fields."""
+    run = RunOptions(**known(options, RunOptions))
+    paths = [Path(a) for a in artifacts]
+    return pipeline.bench_files(paths, options=run, batch=batch, warmup=warmup, duration=duration)[0]
+
+
+def inspect(model: PathLike) -> dict[str, Any]:
+    """Ops, dtypes, parameters and MACs of an artifact or an .onnx file."""
+    return pipeline.inspect_file(Path(model))
+
+
+def predict(artifact: PathLike, images: Sequence[PathLike], *, top: int = 5, **options: Any) -> list[dict[str, Any]]:
+    """The best classes of image files, with the artifact's own preprocessing."""
+    run = RunOptions(**known(options, RunOptions))
+    return pipeline.predict_images(Path(artifact), [Path(image) for image in images], run, top=top)
+
+
+def names_of(kind: type) -> set[str]:
+    return {f.name for f in fields(kind)}
+
+
+def known(options: dict[str, Any], kind: type) -> dict[str, Any]:
+    """The options, if `kind` has fields of these names."""
+    unknown = sorted(set(options) - names_of(kind))
+    if unknown:
+        raise UsageError(
+            f"Unknown option {', '.join(unknown)}.", fix=f"There are: {', '.join(sorted(names_of(kind)))}."
+        )
+    return options

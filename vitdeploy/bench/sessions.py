@@ -1,0 +1,132 @@
+"""Latency of compiled artifacts, measured in child processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitdeploy.backends import isolate
+from vitdeploy.backends.base import RunOptions
+from vitdeploy.bench.stats import LatencyStats, Ratio, ratio_of_interleaved
+from vitdeploy.bench.timer import measure_interleaved
+from vitdeploy.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One thing to measure: which backend opens which file, on inputs of which batch."""
+
+    backend: str
+    model: Path
+    label: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Latency of one candidate.
+
+    Attributes:
+        label: the candidate's.
+        batch: images a run.
+        stats: over every sample.
+        samples: seconds, in order; nothing removed.
+        peak_rss: bytes, of a process that only loads and runs this candidate; None where it was not asked for.
+        options: threads, device and what the timing includes.
+    """
+
+    label: str
+    batch: int
+    stats: LatencyStats
+    samples: Sequence[float]
+    peak_rss: int | None
+    options: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "label": self.label,
+            "batch": self.batch,
+            "latency_ms": self.stats.to_dict(),
+            "throughput": self.stats.throughput,
+            "warnings": self.stats.warnings,
+            "peak_rss_bytes": self.peak_rss,
+            "samples_ms": [round(s * 1e3, 6) for s in self.samples],
+            **self.options,
+        }
+
+
+def time_runs(
+    candidates: Sequence[Candidate], options: RunOptions, batch: int | None, warmup: float, duration: float
+) -> list[tuple[int, list[float]]]:
+    """Time the candidates in turn; returns (batch, seconds of every run) each. Made to run in a child process."""
+    from vitdeploy.backends import registry
+
+    sessions = [registry.get(c.backend).open(c.model, options) for c in candidates]
+    calls, batches = [], []
+    for session, candidate in zip(sessions, candidates, strict=True):
+        feeds = {spec.name: random_input(spec.shape, spec.dtype, batch, candidate.label) for spec in session.inputs}
+        batches.append(next(iter(feeds.values())).shape[0])
+        calls.append(lambda session=session, feeds=feeds: session.run(feeds))
+    samples = measure_interleaved(calls, warmup, duration)
+    for session in sessions:
+        session.close()
+    return list(zip(batches, samples, strict=True))
+
+
+def random_input(shape: Sequence[int | str], dtype: str, batch: int | None, label: str) -> np.ndarray:
+    """Normal noise of the input's shape; a fixed batch other than the one asked for is a UsageError."""
+    first, *rest = shape
+    if any(isinstance(n, str) for n in rest):
+        raise UsageError(f"{label} has dynamic dimensions {list(rest)} beside its batch.")
+    if isinstance(first, int) and batch not in (None, first):
+        raise UsageError(f"{label} was exported for batch {first}, not {batch}.", fix="Export it with --batch 1:8:32.")
+    size = first if isinstance(first, int) else batch or 1
+    return np.random.default_rng(0).standard_normal((size, *rest), dtype=np.float32).astype(dtype)  # type: ignore[arg-type]
+
+
+def run_once(candidate: Candidate, options: RunOptions, batch: int | None) -> None:
+    """Load and run: what a program that only infers does. Made to run in a child process, for its peak memory."""
+    from vitdeploy.backends import registry
+
+    with registry.get(candidate.backend).open(candidate.model, options) as session:
+        feeds = {spec.name: random_input(spec.shape, spec.dtype, batch, candidate.label) for spec in session.inputs}
+        for _ in range(2):
+            session.run(feeds)
+
+
+def bench_sessions(
+    candidates: Sequence[Candidate],
+    options: RunOptions,
+    *,
+    batch: int | None = None,
+    warmup: float = 0.5,
+    duration: float = 3.0,
+) -> list[Measured]:
+    """Measure candidates interleaved in one child process; then each one's peak memory in a process of its own.
+
+    Args:
+        batch: images a run; None takes a static graph's own batch and 1 for a dynamic one.
+        warmup, duration: seconds a candidate.
+    """
+    timed = isolate.call(time_runs, list(candidates), options, batch, warmup, duration)
+    facts = {
+        "threads": options.threads,
+        "device": options.provider or options.device,
+        "includes": "input and output copies between host arrays and the runtime; no preprocessing",
+        "warmup_s": warmup,
+        "duration_s": duration,
+    }
+    results = []
+    for candidate, (size, samples) in zip(candidates, timed, strict=True):
+        _, peak = isolate.call_measured(run_once, candidate, options, batch)
+        stats = LatencyStats.from_seconds(samples, size)
+        results.append(Measured(candidate.label, size, stats, samples, peak or None, facts))
+    return results
+
+
+def ratios(measured: Sequence[Measured]) -> list[Ratio]:
+    """How much faster each candidate is than the first, from the interleaved rounds (above 1: faster)."""
+    return [ratio_of_interleaved(measured[0].samples, other.samples) for other in measured]

@@ -1,0 +1,396 @@
+"""The command line: parse, call the pipeline, print. Importing this imports no torch, onnx or onnxruntime."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vitdeploy import __version__
+from vitdeploy.errors import UsageError, VitdeployError
+
+app = typer.Typer(
+    name="vitdeploy",
+    help="Take vision transformers from PyTorch to the devices that run them, and prove the result.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ModelArg = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="Catalog name, timm:NAME, hf-hub:ORG/NAME, package.module:factory or file.py:factory."
+    ),
+]
+Weights = Annotated[str | None, typer.Option(help="Checkpoint FILE, timm-style FOLDER, or hf-hub:ORG/NAME.")]
+PretrainedOpt = Annotated[
+    bool | None,
+    typer.Option("--pretrained/--no-pretrained", help="Published weights; the default where MODEL has a tag."),
+]
+NumClasses = Annotated[int | None, typer.Option(help="Width of the logits.")]
+ImageSize = Annotated[str | None, typer.Option(help="Input size: 256 or 256x320 (height x width).")]
+InChans = Annotated[int | None, typer.Option(help="Image channels.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of random weights.")]
+Mean = Annotated[str | None, typer.Option(help="Preprocessing mean: one number or one a channel, by commas.")]
+Std = Annotated[str | None, typer.Option(help="Preprocessing standard deviation, likewise.")]
+CropPct = Annotated[float | None, typer.Option(help="Centre crop as a fraction of the resized image.")]
+Interpolation = Annotated[
+    str | None, typer.Option(help="Resize filter: bicubic, bilinear, nearest, lanczos, box, hamming.")
+]
+BackendOpt = Annotated[str, typer.Option(help="Runtime; see vitdeploy doctor.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+Provider = Annotated[str | None, typer.Option(help="ONNX Runtime execution provider: cpu, cuda, tensorrt, coreml, ...")]
+ProviderOption = Annotated[
+    list[str] | None, typer.Option(metavar="KEY=VALUE", help="Passed to the provider; repeatable.")
+]
+Optimization = Annotated[str, typer.Option(help="The runtime's own graph optimisation: all, extended, basic, off.")]
+Threads = Annotated[int, typer.Option(min=0, help="Threads; 0 leaves it to the runtime.")]
+Warmup = Annotated[float, typer.Option(min=0, help="Seconds of runs before the first sample.")]
+Duration = Annotated[float, typer.Option(min=0, help="Seconds of sampling.")]
+Tolerance = Annotated[float | None, typer.Option(help="Largest error allowed, relative to the largest logit.")]
+Data = Annotated[Path | None, typer.Option(help="Folder of images to verify on, beside the synthetic ones.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks.")]
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """'256' or '256x320' as (height, width)."""
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if not 1 <= len(parts) <= 2 or not all(p.isdecimal() and int(p) > 0 for p in parts):
+        raise UsageError(f"Image size '{text}' is not a number such as 256, or height x width such as 256x320.")
+    return int(parts[0]), int(parts[-1])
+
+
+def parse_batch(text: str) -> int | tuple[int, int, int]:
+    """'4' as a fixed batch, '1:8:32' as (min, opt, max)."""
+    parts = text.split(":")
+    if len(parts) not in (1, 3) or not all(p.isdecimal() for p in parts):
+        raise UsageError(f"Batch '{text}' is not a number such as 4, or min:opt:max such as 1:8:32.")
+    sizes = [int(p) for p in parts]
+    return sizes[0] if len(sizes) == 1 else (sizes[0], sizes[1], sizes[2])
+
+
+def parse_numbers(text: str | None, what: str) -> tuple[float, ...] | None:
+    """'0.5' or '0.5,0.5,0.5' as floats."""
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{what} '{text}' is not a number, or numbers with commas between.") from None
+
+
+def run_options(
+    device: str, threads: int, provider: str | None, provider_option: list[str] | None, optimization: str = "all"
+) -> Any:
+    from vitdeploy.backends.base import RunOptions
+
+    pairs = {}
+    for text in provider_option or []:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"--provider-option '{text}' is not KEY=VALUE.")
+        pairs[key] = value
+    if optimization not in ("all", "extended", "basic", "off"):
+        raise UsageError(f"Unknown optimization '{optimization}': one of all, extended, basic, off.")
+    return RunOptions(device, threads, optimization, provider, pairs)
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(f"vitdeploy {__version__}")
+        raise typer.Exit
+
+
+@app.command("list")
+def list_models(
+    pattern: Annotated[str | None, typer.Argument(help="Part of a name, or a glob such as 'levit_*'.")] = None,
+    json: Json = False,
+) -> None:
+    """Models of the catalog: parameters, GMACs, input, published top-1."""
+    from vitdeploy.models import catalog
+    from vitdeploy.report.tables import model_rows, print_json, print_rows
+
+    names = catalog.names(pattern)
+    if not names:
+        raise UsageError(f"No model's name matches '{pattern}'.", fix="vitdeploy list prints all of them.")
+    rows = model_rows(names)
+    if json:
+        print_json(rows)
+    else:
+        print_rows(rows)
+
+
+@app.command()
+def info(
+    target: Annotated[str, typer.Argument(metavar="MODEL|ARTIFACT", help="A catalog name, or an artifact's folder.")],
+    json: Json = False,
+) -> None:
+    """Everything known about a model or an artifact."""
+    from vitdeploy.report.tables import artifact_facts, model_facts, print_facts, print_json
+
+    facts = artifact_facts(Path(target)) if Path(target).exists() else model_facts(target)
+    if json:
+        print_json(facts)
+    else:
+        print_facts(facts)
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Which backends, devices and precisions work here, and the fix for each that does not."""
+    from vitdeploy.backends import registry
+    from vitdeploy.bench.environment import environment
+    from vitdeploy.report.tables import backend_facts, print_doctor, print_json
+
+    facts = {"backends": [backend_facts(b) for b in registry.backends().values()], "environment": environment()}
+    if json:
+        print_json(facts)
+    else:
+        print_doctor(facts)
+
+
+@app.command()
+def export(
+    model: ModelArg,
+    precision: Annotated[str | None, typer.Option(help="fp32 or fp16.")] = None,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Short for --precision fp16.")] = False,
+    io_precision: Annotated[
+        str, typer.Option(help="Precision of the graph's input and output: fp32 or fp16.")
+    ] = "fp32",
+    weights: Weights = None,
+    pretrained: PretrainedOpt = None,
+    num_classes: NumClasses = None,
+    image_size: ImageSize = None,
+    in_chans: InChans = None,
+    seed: Seed = 0,
+    mean: Mean = None,
+    std: Std = None,
+    crop_pct: CropPct = None,
+    interpolation: Interpolation = None,
+    batch: Annotated[str, typer.Option(help="Fixed batch such as 4, or min:opt:max such as 1:8:32.")] = "1",
+    opset: Annotated[int, typer.Option(help="ONNX opset, 18 to 24.")] = 20,
+    backend: BackendOpt = "onnxruntime",
+    device: Device = "cpu",
+    provider: Provider = None,
+    provider_option: ProviderOption = None,
+    optimization: Optimization = "all",
+    data: Data = None,
+    tolerance: Tolerance = None,
+    bench: Annotated[bool, typer.Option("--bench/--no-bench", help="Measure latency.")] = True,
+    threads: Threads = 1,
+    warmup: Warmup = 0.5,
+    duration: Duration = 3.0,
+    out: Annotated[Path | None, typer.Option(help="The artifact's folder; by default MODEL-PRECISION.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing artifact.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done.")] = False,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """The whole way: build, trace, optimise, convert, compile, verify, bench, report."""
+    from vitdeploy.models.build import BuildOptions
+    from vitdeploy.pipeline import ExportRequest, check_request, request_record
+    from vitdeploy.pipeline import export as run_export
+    from vitdeploy.report.console import ConsoleListener, print_artifact
+    from vitdeploy.report.tables import print_json
+
+    if fp16 and precision not in (None, "fp16"):
+        raise UsageError(f"--fp16 and --precision {precision} contradict each other.")
+    numbers = (parse_numbers(mean, "--mean"), parse_numbers(std, "--std"))
+    build = BuildOptions(
+        weights, pretrained, num_classes, parse_size(image_size), in_chans, seed, *numbers, crop_pct, interpolation
+    )
+    options = run_options(device, threads, provider, provider_option, optimization)
+    request = ExportRequest(
+        model=model,
+        build=build,
+        precision="fp16" if fp16 else precision or "fp32",
+        io_precision=io_precision,
+        backend=backend,
+        batch=parse_batch(batch),
+        opset=opset,
+        run=options,
+        data=data,
+        tolerance=tolerance,
+        bench=bench,
+        warmup=warmup,
+        duration=duration,
+        out=out,
+        force=force,
+    )
+    check_request(request)
+    if dry_run:
+        print_json({**request_record(request), "folder": str(request.folder)})
+        return
+    listener = ConsoleListener(quiet=json)
+    try:
+        artifact = run_export(request, listener)
+    finally:
+        listener.stop()
+    if json:
+        print_json({"folder": str(artifact.folder), **artifact.manifest.to_dict()})
+    else:
+        print_artifact(artifact)
+
+
+@app.command()
+def verify(
+    artifact: Annotated[
+        Path, typer.Argument(metavar="ARTIFACT", help="An artifact's folder, or an .onnx that vitdeploy wrote.")
+    ],
+    weights: Weights = None,
+    device: Device = "cpu",
+    provider: Provider = None,
+    provider_option: ProviderOption = None,
+    threads: Threads = 1,
+    data: Data = None,
+    tolerance: Tolerance = None,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Prove an artifact against eager PyTorch again, here; on failure name the first node that departs."""
+    from vitdeploy.pipeline import verify_artifact
+    from vitdeploy.report.console import ConsoleListener
+    from vitdeploy.report.tables import print_json
+
+    options = run_options(device, threads, provider, provider_option)
+    listener = ConsoleListener(quiet=json)
+    try:
+        result = verify_artifact(artifact, options, weights=weights, data=data, tolerance=tolerance, listener=listener)
+    finally:
+        listener.stop()
+    if json:
+        print_json(result.to_dict())
+    else:
+        print(f"{artifact}: {result.summary()}   PASS")
+
+
+@app.command()
+def bench(
+    artifacts: Annotated[
+        list[Path], typer.Argument(metavar="ARTIFACT...", help="Artifacts or .onnx files; several are interleaved.")
+    ],
+    batch: Annotated[int | None, typer.Option(min=1, help="Images a run, where the batch is dynamic.")] = None,
+    backend: BackendOpt = "onnxruntime",
+    device: Device = "cpu",
+    provider: Provider = None,
+    provider_option: ProviderOption = None,
+    optimization: Optimization = "all",
+    threads: Threads = 1,
+    warmup: Warmup = 0.5,
+    duration: Duration = 3.0,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Measure latency. Every sample counts; several artifacts take turns, with ratios to the first."""
+    from vitdeploy.pipeline import bench_files
+    from vitdeploy.report.tables import print_json, print_latency
+
+    options = run_options(device, threads, provider, provider_option, optimization)
+    measured, ratios = bench_files(artifacts, backend, options, batch=batch, warmup=warmup, duration=duration)
+    rows = [m.to_dict() for m in measured]
+    if json:
+        pairs = [{"ratio_to_first": r.to_dict()} if len(rows) > 1 else {} for r in ratios]
+        print_json([{**row, **pair} for row, pair in zip(rows, pairs, strict=True)])
+    else:
+        print_latency(rows, ratios)
+
+
+@app.command()
+def inspect(
+    model: Annotated[Path, typer.Argument(metavar="ARTIFACT|FILE", help="An artifact's folder or an .onnx file.")],
+    json: Json = False,
+) -> None:
+    """Ops, precisions, parameters and MACs of an ONNX file."""
+    from vitdeploy.pipeline import inspect_file
+    from vitdeploy.report.tables import print_json, print_summary
+
+    summary = inspect_file(model)
+    if json:
+        print_json(summary)
+    else:
+        print_summary(summary)
+
+
+@app.command()
+def predict(
+    artifact: Annotated[
+        Path, typer.Argument(metavar="ARTIFACT", help="An artifact's folder, or an .onnx that vitdeploy wrote.")
+    ],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    top: Annotated[int, typer.Option(min=1, help="How many classes to print.")] = 5,
+    device: Device = "cpu",
+    provider: Provider = None,
+    provider_option: ProviderOption = None,
+    threads: Threads = 1,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """The classes of image files, with the artifact's own preprocessing and labels."""
+    from vitdeploy.pipeline import predict_images
+    from vitdeploy.report.tables import print_json, print_predictions
+
+    options = run_options(device, threads, provider, provider_option)
+    results = predict_images(artifact, images, options, top=top)
+    if json:
+        print_json(results)
+    else:
+        print_predictions(results)
+
+
+def main() -> None:
+    """Run the command line; exit with the code that the error documents."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary folders are removed
+    try:
+        app(standalone_mode=False)
+    except VitdeployError as error:
+        if "--verbose" in sys.argv or "-v" in sys.argv:
+            import traceback
+
+            traceback.print_exc()
+        from vitdeploy.report.tables import print_error
+
+        print_error(error)
+        leave(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        leave(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        leave(141)
+    except Exception as error:
+        handle_click(error)
+
+
+def handle_click(error: Exception) -> None:
+    """Typer's own usage errors, in our shape; anything else is a bug and shows its traceback."""
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+        print(f"error: {error.format_message()}", file=sys.stderr)
+        context = getattr(error, "ctx", None)
+        if context is not None:
+            print(f"       Try: {context.command_path} --help", file=sys.stderr)
+        leave(int(error.exit_code))
+    if type(error).__name__ == "Abort":
+        print("interrupted", file=sys.stderr)
+        leave(130)
+    raise error
+
+
+def leave(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

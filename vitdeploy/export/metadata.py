@@ -1,0 +1,56 @@
+"""What travels inside the ONNX file: the model's identity, its input, its labels, and who wrote it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from vitdeploy import __version__
+from vitdeploy.errors import UsageError
+from vitdeploy.spec import ModelSpec
+
+KEY = "vitdeploy.model"
+
+
+def write_metadata(model: ir.Model, spec: ModelSpec, precision: str) -> None:
+    """Replace the exporter's metadata (it holds paths of this machine) by ours. Nothing here depends on the time."""
+    from importlib.metadata import version
+
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+    for value in [*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()]:
+        value.metadata_props.clear()
+        value.doc_string = None
+    for node in model.graph:
+        for out in node.outputs:
+            out.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.producer_name, model.producer_version = "vitdeploy", __version__
+    model.graph.name, model.graph.doc_string, model.doc_string = spec.name, None, None
+    public = replace(spec, weights=replace(spec.weights, location=Path(spec.weights.location).name))
+    model.metadata_props.clear()
+    model.metadata_props.update(
+        {
+            KEY: json.dumps(public.to_dict(), sort_keys=True),
+            "vitdeploy.input": str(spec.input),
+            "vitdeploy.precision": precision,
+            "vitdeploy.torch": version("torch"),
+        }
+    )
+    if spec.labels:
+        model.metadata_props["labels"] = json.dumps(list(spec.labels))
+
+
+def read_spec(model: ir.Model) -> ModelSpec | None:
+    """The ModelSpec of a file that vitdeploy wrote, or None."""
+    text = model.metadata_props.get(KEY)
+    if text is None:
+        return None
+    try:
+        return ModelSpec.from_dict(json.loads(text))
+    except ValueError as error:
+        raise UsageError(f"The model's metadata is damaged: {error}.") from None

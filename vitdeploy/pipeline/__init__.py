@@ -1,0 +1,19 @@
+"""The one path that every verb walks, or a stretch of it."""
+
+from vitdeploy.pipeline.export import export
+from vitdeploy.pipeline.files import bench_files, inspect_file, model_file, predict_images
+from vitdeploy.pipeline.request import ExportRequest, Listener, check_request, request_record
+from vitdeploy.pipeline.verify import verify_artifact
+
+__all__ = [
+    "ExportRequest",
+    "Listener",
+    "bench_files",
+    "check_request",
+    "export",
+    "inspect_file",
+    "model_file",
+    "predict_images",
+    "request_record",
+    "verify_artifact",
+]

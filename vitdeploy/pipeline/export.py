@@ -1,0 +1,256 @@
+"""The whole way: build, trace, optimise, convert, compile, verify, bench."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.artifact import Artifact, Manifest, Stage, staged
+from vitdeploy.backends.base import Census
+from vitdeploy.errors import MissingDependency, PrecisionNotApplied, UsageError, VerificationFailed
+from vitdeploy.models.build import Built
+from vitdeploy.pipeline.request import ExportRequest, Listener, Steps, check_request, mb, request_record
+from vitdeploy.spec import ModelSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx_ir as ir
+
+    from vitdeploy.bench.sessions import Measured
+    from vitdeploy.verify.bisect import Departure
+    from vitdeploy.verify.collect import Case, Collected
+    from vitdeploy.verify.compare import Verification
+
+RANGE_SAMPLES = 4  # images that activation ranges are measured on
+
+
+def export(request: ExportRequest, listener: Listener | None = None) -> Artifact:
+    """The whole way from a model's name to a verified artifact.
+
+    Raises:
+        UsageError, MissingDependency, UnsupportedModel, BackendError: see the steps.
+        VerificationFailed: the artifact is kept as `<folder>.failed`, with the reasons in its manifest.
+        PrecisionNotApplied: the compiled graph does not run what was asked for.
+    """
+    from vitdeploy.models.build import build
+
+    check_request(request)
+    steps = Steps(listener or Listener())
+    with staged(request.folder, force=request.force) as stage:
+        backend_version = check_backend(request)
+        built = build(request.model, request.build)
+        steps.listener.model(built)
+        return export_built(request, built, stage, steps, backend_version)
+
+
+def check_backend(request: ExportRequest) -> str:
+    """The runtime's version; MissingDependency or UsageError when it cannot do what is asked."""
+    from vitdeploy.backends import registry
+
+    can = registry.get(request.backend).capabilities()
+    if not can.installed:
+        raise MissingDependency(f"The backend {request.backend} cannot run here: {can.reason}.", fix=can.fix or None)
+    if request.precision not in can.precisions:
+        raise UsageError(f"{request.backend} has no {request.precision}: it has {', '.join(can.precisions)}.")
+    return can.version or ""
+
+
+def export_built(request: ExportRequest, built: Built, stage: Stage, steps: Steps, version: str) -> Artifact:
+    """`export` from a built model on. Its weights are let go as soon as the graph is written."""
+    from vitdeploy.backends import registry
+    from vitdeploy.graph.ops import macs, parameters
+    from vitdeploy.verify.collect import eager_outputs, make_cases
+
+    spec = built.spec
+    cases = make_cases(spec.input, request.batches, request.data)
+    reference = eager_outputs(built.module, cases)
+    graph, passes, applied = make_graph(request, built, steps, cases)
+    del built
+    facts = {"nodes": graph.graph.num_nodes(), "parameters": parameters(graph)[0], "macs": macs(graph).total}
+    with steps.step("compile") as detail:
+        files = registry.get(request.backend).compile(graph, stage.folder, request.run, request.precision)
+        del graph
+        gc.collect()
+        collected = run_candidate(request, files[0], cases)
+        notes = precision_notes(request, applied, collected.census)
+        size = sum(path.stat().st_size for path in files)
+        detail += [f"{request.backend} {version}, {request.run.provider or request.run.device}", mb(size), *notes]
+    applied |= {"notes": notes, "census": collected.census.to_dict() if collected.census else None}
+    manifest = Manifest(
+        model=spec,
+        request=request_record(request),
+        applied=applied,
+        model_file=files[0].name,
+        passes=passes,
+        graph=facts,
+        environment=machine(),
+        lineage=[spec.weights.sha256] if spec.weights.sha256 else [],
+    )
+    with steps.step("verify") as detail:
+        verification = judge(request, cases, reference, collected)
+        detail += [verification.summary(), "PASS" if verification else "FAIL"]
+    manifest = replace(manifest, verification=verification.to_dict(), steps=steps.done)
+    if not verification:
+        raise failed(request, stage, manifest, verification, cases)
+    if request.bench:
+        with steps.step("bench") as detail:
+            measured = bench_one(request, files[0])
+            detail.append(bench_line(measured))
+        manifest = replace(manifest, bench=measured.to_dict(), steps=steps.done)
+    return finish(stage, manifest)
+
+
+def make_graph(
+    request: ExportRequest, built: Built, steps: Steps | None, cases: Sequence[Case]
+) -> tuple[ir.Model, list[dict[str, Any]], dict[str, Any]]:
+    """Trace, optimise and convert. The same request gives the same graph, name for name."""
+    from vitdeploy.export.metadata import write_metadata
+    from vitdeploy.export.passes import optimise
+    from vitdeploy.export.trace import trace
+    from vitdeploy.graph.ops import op_counts
+
+    steps = steps or Steps(Listener())
+    with steps.step("trace") as detail:
+        graph = trace(built.module, built.spec.input.shape, batch=request.batch, opset=request.opset)
+        raw = graph.graph.num_nodes()
+        detail += [f"ONNX opset {graph.graph.opset_imports.get('', request.opset)}", f"{raw} nodes"]
+    before = op_counts(graph)
+    with steps.step("optimise") as detail:
+        results = optimise(graph)
+        after = op_counts(graph)
+        detail.append(f"{len({r.name for r in results})} passes   {graph.graph.num_nodes()} nodes")
+        detail += [
+            f"{op} {before[op]} -> {after[op]}" for op in ("BatchNormalization", "Transpose") if before[op] != after[op]
+        ]
+    applied: dict[str, Any] = {"precision": request.precision}
+    if request.precision == "fp16":
+        from vitdeploy.quantize.fp16 import to_fp16
+
+        with steps.step("fp16") as detail:
+            report = to_fp16(graph, range_samples(request, cases), io_precision=request.io_precision)
+            applied["fp16"] = report.to_dict()
+            detail.append(f"{len(report.islands)} ops kept in fp32")
+    write_metadata(graph, built.spec, request.precision)
+    return graph, [asdict(r) for r in results], applied
+
+
+def range_samples(request: ExportRequest, cases: Sequence[Case]) -> list[np.ndarray]:
+    """What activation ranges are measured on: the verification's inputs of the first batch size, real ones first."""
+    first = [case for case in cases if len(case.image) == request.batches[0]]
+    first.sort(key=lambda case: case.source != "data")
+    return [case.image for case in first[: max(1, RANGE_SAMPLES // request.batches[0])]]
+
+
+def run_candidate(request: ExportRequest, model: Path, cases: Sequence[Case]) -> Collected:
+    """The compiled model's outputs on the cases, from a child process, so that a native crash is an error."""
+    from vitdeploy.backends import isolate
+    from vitdeploy.verify.collect import collect
+
+    images = [case.image for case in cases]
+    return isolate.call(collect, request.backend, model, request.run, images, what=request.backend)
+
+
+def precision_notes(request: ExportRequest, applied: dict[str, Any], census: Census | None) -> list[str]:
+    """Hold what runs against what was asked. Returns what to tell; raises PrecisionNotApplied on a miss."""
+    from vitdeploy.backends import registry
+
+    if census is None or request.precision == "fp32":
+        return []
+    ran = {kind: n for kind, n in census.compute.items() if n}
+    promise = registry.get(request.backend).capabilities().precisions.get(request.precision, "")
+    half, single = ran.get("float16", 0) + ran.get("fp16", 0), ran.get("float32", 0) + ran.get("fp32", 0)
+    if "fp32 compute" in promise and request.run.device == "cpu" and not request.run.provider:
+        if half == 0:
+            return ["applied: fp16 storage, fp32 compute (this provider has no fp16 kernels)"]
+        return [f"applied: fp16 storage; {half} of {half + single} compute ops run in fp16, the rest in fp32"]
+    islands = sum(i["op_type"] in ("Conv", "MatMul", "Gemm") for i in applied.get("fp16", {}).get("islands", []))
+    if single > islands:
+        raise PrecisionNotApplied(
+            f"fp16 was asked for, but {single} of {half + single} compute ops run in fp32 ({islands} on purpose).",
+            fix="See `vitdeploy inspect` for the ops, and `vitdeploy doctor` for what this device computes in fp16.",
+        )
+    return [f"applied: fp16 compute in {half} ops, fp32 in {single}"]
+
+
+def judge(
+    request: ExportRequest, cases: Sequence[Case], reference: list[dict[str, Any]], got: Collected
+) -> Verification:
+    from vitdeploy.verify.compare import verify_outputs
+
+    described = [case.describe() for case in cases]
+    return verify_outputs(reference, got.outputs, request.precision, request.tolerance, described)
+
+
+def failed(
+    request: ExportRequest, stage: Stage, manifest: Manifest, verification: Verification, cases: Sequence[Case]
+) -> VerificationFailed:
+    """Keep the artifact apart, look for the culprit, and say both."""
+    from vitdeploy.report.markdown import report
+
+    departure = None
+    try:
+        departure = find_departure(request, manifest.model, stage.folder / manifest.model_file, cases[0], verification)
+    except Exception as error:  # the verdict must not be lost to the search for its cause
+        manifest = replace(manifest, verification={**verification.to_dict(), "bisect_error": str(error)})
+    if departure is not None:
+        manifest = replace(manifest, verification={**verification.to_dict(), "departure": departure.to_dict()})
+    (stage.folder / "report.md").write_text(report(manifest), encoding="utf-8")
+    artifact = stage.commit(manifest, failed=True)
+    where = f" {departure}" if departure is not None else ""
+    return VerificationFailed(
+        f"{' '.join(verification.reasons)}{where}",
+        fix=f"The artifact is kept apart in {artifact.folder}/ with its report.",
+    )
+
+
+def find_departure(
+    request: ExportRequest, spec: ModelSpec, model: Path, case: Case, verification: Verification
+) -> Departure | None:
+    """The first node of a finished file that departs from a fresh export, or else from the traced program itself."""
+    from vitdeploy.export.trace import INPUT, trace
+    from vitdeploy.graph.load import load
+    from vitdeploy.models.build import rebuild
+    from vitdeploy.verify.bisect import bisect
+
+    built = rebuild(spec)
+    candidate = load(model)
+    bound = max(verification.bounds.rel_max or 0.0, 1e-4)
+    fresh, _, _ = make_graph(replace(request, precision="fp32", io_precision="fp32"), built, None, [case])
+    found = bisect(fresh, candidate, {INPUT: case.image}, rel_bound=bound)
+    if found is not None:
+        return found
+    program = trace(built.module, spec.input.shape, batch=request.batch, opset=request.opset)
+    return bisect(program, candidate, {INPUT: case.image}, rel_bound=bound)
+
+
+def bench_one(request: ExportRequest, model: Path) -> Measured:
+    from vitdeploy.bench.sessions import Candidate, bench_sessions
+
+    batch = None if isinstance(request.batch, int) else request.batch[1]
+    candidate = Candidate(request.backend, model, request.folder.name)
+    return bench_sessions([candidate], request.run, batch=batch, warmup=request.warmup, duration=request.duration)[0]
+
+
+def bench_line(measured: Measured) -> str:
+    stats = measured.stats
+    threads = measured.options["threads"]
+    return (
+        f"{threads} thread{'s' if threads != 1 else ''}, batch {measured.batch}, {stats.count} runs   "
+        f"p50 {stats.p50:.3g} ms   p95 {stats.p95:.3g}   p99 {stats.p99:.3g}"
+    )
+
+
+def finish(stage: Stage, manifest: Manifest) -> Artifact:
+    from vitdeploy.report.markdown import report
+
+    (stage.folder / "report.md").write_text(report(manifest), encoding="utf-8")
+    return stage.commit(manifest)
+
+
+def machine() -> dict[str, Any]:
+    from vitdeploy.bench.environment import environment
+
+    return environment()

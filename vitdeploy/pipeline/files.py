@@ -1,0 +1,107 @@
+"""What can be done with finished files: artifacts, and .onnx files of any origin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.artifact import MANIFEST, Artifact
+from vitdeploy.backends.base import RunOptions
+from vitdeploy.errors import UsageError
+from vitdeploy.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from vitdeploy.bench.sessions import Measured
+    from vitdeploy.bench.stats import Ratio
+
+
+def model_file(path: Path) -> tuple[Path, Artifact | None]:
+    """The model file that a path means, and its artifact where it belongs to one."""
+    if not path.exists():
+        raise UsageError(f"There is no {path}.")
+    if path.is_dir():
+        artifact = Artifact.load(path)
+        return artifact.model_path, artifact
+    return path, Artifact.load(path) if (path.parent / MANIFEST).is_file() else None
+
+
+def spec_of(path: Path) -> ModelSpec:
+    """The ModelSpec of an artifact, or the one inside an .onnx file that vitdeploy wrote."""
+    from vitdeploy.export.metadata import read_spec
+    from vitdeploy.graph.load import load
+
+    file, artifact = model_file(path)
+    spec = artifact.manifest.model if artifact is not None else read_spec(load(file))
+    if spec is None:
+        raise UsageError(f"{path} does not say what model it is: vitdeploy did not write it.")
+    return spec
+
+
+def bench_files(
+    paths: Sequence[Path],
+    backend: str = "onnxruntime",
+    options: RunOptions | None = None,
+    *,
+    batch: int | None = None,
+    warmup: float = 0.5,
+    duration: float = 3.0,
+) -> tuple[list[Measured], list[Ratio]]:
+    """Latency of artifacts and .onnx files, interleaved in one run; ratios are to the first, above 1 for faster."""
+    from vitdeploy.bench.sessions import Candidate, bench_sessions, ratios
+
+    candidates = []
+    for path in paths:
+        file, artifact = model_file(path)
+        runtime = artifact.manifest.request.get("backend", backend) if artifact is not None else backend
+        candidates.append(Candidate(runtime, file, str(path)))
+    measured = bench_sessions(candidates, options or RunOptions(), batch=batch, warmup=warmup, duration=duration)
+    return measured, ratios(measured)
+
+
+def inspect_file(path: Path) -> dict[str, Any]:
+    """Ops, dtypes, parameters, MACs, inputs and outputs of an ONNX file, as JSON values."""
+    from vitdeploy.graph.load import load
+    from vitdeploy.graph.ops import summarize
+
+    file, _ = model_file(path)
+    return {"file": str(file), "bytes": file.stat().st_size, **summarize(load(file))}
+
+
+def predict_images(
+    path: Path, images: Sequence[Path], options: RunOptions | None = None, *, top: int = 5
+) -> list[dict[str, Any]]:
+    """The best classes of image files, by the artifact's own preprocessing.
+
+    Returns:
+        One dict an image: 'image', and 'top': [{'index', 'label' (None where unknown), 'probability'}], best first.
+    """
+    import numpy as np
+
+    from vitdeploy.backends import isolate
+    from vitdeploy.data.images import decode, preprocess
+    from vitdeploy.verify.collect import collect
+
+    file, artifact = model_file(path)
+    spec = spec_of(path)
+    backend = artifact.manifest.request.get("backend", "onnxruntime") if artifact is not None else "onnxruntime"
+    tensors = [preprocess(decode(image), spec.input)[None] for image in images]
+    size = fixed_batch(artifact)
+    batches = [np.repeat(tensor, size, axis=0) for tensor in tensors]
+    outputs = isolate.call(collect, backend, file, options or RunOptions(), batches, census=False, what=backend).outputs
+    results = []
+    for image, out in zip(images, outputs, strict=True):
+        logits = next(iter(out.values()))[0].astype(np.float64)
+        odds = np.exp(logits - logits.max())
+        odds /= odds.sum()
+        best = np.argsort(-odds, kind="stable")[:top]
+        labels = spec.labels
+        rows = [{"index": int(i), "label": labels[i] if labels else None, "probability": float(odds[i])} for i in best]
+        results.append({"image": str(image), "top": rows})
+    return results
+
+
+def fixed_batch(artifact: Artifact | None) -> int:
+    """The batch that an artifact insists on; 1 where it is dynamic."""
+    batch = artifact.manifest.request.get("batch", 1) if artifact is not None else 1
+    return batch if isinstance(batch, int) else 1

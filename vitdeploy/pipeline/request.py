@@ -1,0 +1,151 @@
+"""What a pipeline is asked to do, and who hears how it goes."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vitdeploy.backends.base import RunOptions
+from vitdeploy.errors import UsageError
+from vitdeploy.models.build import BuildOptions, Built
+from vitdeploy.spec import PRECISIONS
+
+OPSET = 20
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What an export is asked to do.
+
+    Attributes:
+        model: see models.build.build.
+        build: about the model and its weights.
+        precision: 'fp32' or 'fp16'.
+        io_precision: of the graph's input and output.
+        backend: by name.
+        batch: a fixed size, or (min, opt, max).
+        opset: of the default ONNX domain.
+        run: device, threads and the like.
+        data: real images that verification also uses.
+        tolerance: on the maximum error relative to the largest logit; None takes the precision's.
+        bench: measure latency; warmup, duration: its seconds.
+        out: the artifact's folder; None derives it from model and precision.
+        force: replace an existing artifact.
+    """
+
+    model: str
+    build: BuildOptions = field(default_factory=BuildOptions)
+    precision: str = "fp32"
+    io_precision: str = "fp32"
+    backend: str = "onnxruntime"
+    batch: int | tuple[int, int, int] = 1
+    opset: int = OPSET
+    run: RunOptions = field(default_factory=RunOptions)
+    data: Path | None = None
+    tolerance: float | None = None
+    bench: bool = True
+    warmup: float = 0.5
+    duration: float = 3.0
+    out: Path | None = None
+    force: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where the artifact goes."""
+        if self.out is not None:
+            return self.out
+        name = re.sub(r"^(timm:|hf[-_]hub:)", "", self.model)
+        name = re.sub(r"[^\w.\-]+", "-", Path(name).name).strip("-.") or "model"
+        return Path(f"{name}-{self.precision}")
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """The batch sizes to verify: the fixed one, or the smallest and another of a range."""
+        if isinstance(self.batch, int):
+            return (self.batch,)
+        low, opt, high = self.batch
+        return (low, opt if opt != low else high)
+
+
+class Listener:
+    """Hears what a pipeline does. This one says nothing; the console's prints."""
+
+    def model(self, built: Built) -> None:
+        """The model is built."""
+
+    def started(self, name: str) -> None:
+        """A step begins."""
+
+    def step(self, name: str, detail: str, seconds: float) -> None:
+        """A step ended."""
+
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
+
+
+class Steps:
+    """Times the steps, tells the listener, and keeps them for the manifest."""
+
+    def __init__(self, listener: Listener) -> None:
+        self.listener = listener
+        self.done: list[dict[str, Any]] = []
+        self.notes: list[str] = []
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[list[str]]:
+        """Time a step; the body puts its detail into the list that it is given."""
+        detail: list[str] = []
+        self.listener.started(name)
+        start = time.perf_counter()
+        yield detail
+        seconds = time.perf_counter() - start
+        text = "   ".join(detail)
+        self.done.append({"name": name, "seconds": round(seconds, 3), "detail": text})
+        self.listener.step(name, text, seconds)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+        self.listener.note(text)
+
+
+def check_request(request: ExportRequest) -> None:
+    """Refuse what cannot work before anything heavy is imported."""
+    for what, value in (("precision", request.precision), ("io_precision", request.io_precision)):
+        if value not in PRECISIONS:
+            raise UsageError(f"Unknown {what} '{value}': one of {', '.join(PRECISIONS)}.")
+    if request.precision == "fp32" and request.io_precision == "fp16":
+        raise UsageError("fp16 inputs and outputs need --precision fp16.")
+    sizes = (request.batch,) if isinstance(request.batch, int) else request.batch
+    if any(n < 1 for n in sizes) or list(sizes) != sorted(sizes):
+        raise UsageError(f"Batch {sizes} is not a positive size, or min:opt:max in rising order.")
+    if len(sizes) == 3 and sizes[0] == sizes[2]:
+        raise UsageError(
+            f"Batch {sizes[0]}:{sizes[1]}:{sizes[2]} leaves nothing dynamic.", fix=f"Use --batch {sizes[0]}."
+        )
+    if request.run.threads < 0 or request.duration < 0 or request.warmup < 0:
+        raise UsageError("Threads, warm-up and duration cannot be negative.")
+    if request.tolerance is not None and not request.tolerance > 0:
+        raise UsageError(f"The tolerance {request.tolerance} is not positive.")
+    if request.data is not None and not request.data.exists():
+        raise UsageError(f"There is no {request.data}.")
+
+
+def request_record(request: ExportRequest) -> dict[str, Any]:
+    """The request as JSON values, for the manifest."""
+    record = asdict(request)
+    record["batch"] = request.batch if isinstance(request.batch, int) else list(request.batch)
+    for name in ("data", "out"):
+        record[name] = None if record[name] is None else str(record[name])
+    record["build"] = {k: list(v) if isinstance(v, tuple) else v for k, v in record["build"].items()}
+    record["run"]["provider_options"] = dict(record["run"]["provider_options"])
+    return record
+
+
+def mb(size: float) -> str:
+    """Bytes as decimal megabytes."""
+    return f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.2f} GB"

@@ -1,0 +1,124 @@
+"""Prove a finished artifact against eager PyTorch again, on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.artifact import Artifact
+from vitdeploy.backends.base import RunOptions
+from vitdeploy.errors import UsageError, VerificationFailed
+from vitdeploy.models.build import BuildOptions
+from vitdeploy.pipeline.export import find_departure, judge, run_candidate
+from vitdeploy.pipeline.files import model_file, spec_of
+from vitdeploy.pipeline.request import ExportRequest, Listener, Steps
+from vitdeploy.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from vitdeploy.verify.compare import Verification
+
+
+def verify_artifact(
+    path: Path,
+    options: RunOptions | None = None,
+    *,
+    weights: str | None = None,
+    data: Path | None = None,
+    tolerance: float | None = None,
+    listener: Listener | None = None,
+) -> Verification:
+    """Build the model that the artifact came from, run both, and compare.
+
+    Args:
+        path: an artifact, or an .onnx file that vitdeploy wrote.
+        weights: where the checkpoint is now, if it has moved; its digest must be the recorded one.
+        data: images to verify on, beside the synthetic ones.
+
+    Raises:
+        VerificationFailed: outputs differ; the message names the first node that departs.
+        UsageError: the file is not ours, or its weights are gone or have changed.
+    """
+    from vitdeploy.models.build import rebuild
+    from vitdeploy.verify.collect import eager_outputs, make_cases
+
+    steps = Steps(listener or Listener())
+    file, artifact = model_file(path)
+    if artifact is not None:
+        warn_of_changes(artifact, steps)
+    spec = relocated(spec_of(path), weights)
+    request = request_of(artifact, file, options or RunOptions(), spec, data, tolerance)
+    with steps.step("build") as detail:
+        built = rebuild(spec)
+        detail.append(spec.full_name)
+    cases = make_cases(spec.input, request.batches, data)
+    with steps.step("eager"):
+        reference = eager_outputs(built.module, cases)
+    del built
+    with steps.step("verify") as detail:
+        verification = judge(request, cases, reference, run_candidate(request, file, cases))
+        detail += [verification.summary(), "PASS" if verification else "FAIL"]
+    if not verification:
+        with steps.step("bisect"):
+            departure = find_departure(request, spec, file, cases[0], verification)
+        where = f" {departure}" if departure is not None else ""
+        raise VerificationFailed(f"{' '.join(verification.reasons)}{where}")
+    return verification
+
+
+def warn_of_changes(artifact: Artifact, steps: Steps) -> None:
+    """A changed file is worth a word, and then the proof decides."""
+    try:
+        artifact.check_files()
+    except UsageError as error:
+        steps.note(error.message)
+
+
+def relocated(spec: ModelSpec, weights: str | None) -> ModelSpec:
+    """The spec with its checkpoint where the user says that it is now."""
+    if weights is None:
+        return spec
+    if spec.weights.kind == "random":
+        raise UsageError("This model has random weights: --weights has no place here.")
+    path = Path(weights).expanduser()
+    kind = "hub" if weights.startswith("hf-hub:") else "folder" if path.is_dir() else "file"
+    where = weights if kind == "hub" else str(path.resolve())
+    return replace(spec, weights=replace(spec.weights, kind=kind, location=where))
+
+
+def request_of(
+    artifact: Artifact | None,
+    file: Path,
+    options: RunOptions,
+    spec: ModelSpec,
+    data: Path | None,
+    tolerance: float | None,
+) -> ExportRequest:
+    """The request that made the artifact, as far as a verification needs it."""
+    record: dict[str, Any] = dict(artifact.manifest.request) if artifact is not None else read_request(file)
+    batch = record.get("batch", 1)
+    build = record.get("build") or {}
+    return ExportRequest(
+        model=spec.name,
+        build=BuildOptions(seed=build.get("seed", 0)),
+        precision=record.get("precision", "fp32"),
+        io_precision=record.get("io_precision", "fp32"),
+        backend=record.get("backend", "onnxruntime"),
+        batch=batch if isinstance(batch, int) else (batch[0], batch[1], batch[2]),
+        opset=record.get("opset", 20),
+        run=options,
+        data=data,
+        tolerance=tolerance,
+        out=file.parent,
+    )
+
+
+def read_request(file: Path) -> dict[str, Any]:
+    """What an .onnx file alone tells about how it was made."""
+    from vitdeploy.graph.load import load
+
+    model = load(file)
+    batch = model.graph.inputs[0].shape[0] if model.graph.inputs and model.graph.inputs[0].shape else 1
+    opset = model.graph.opset_imports.get("", 20)
+    precision = model.metadata_props.get("vitdeploy.precision", "fp32")
+    return {"precision": precision, "opset": opset, "batch": batch if isinstance(batch, int) else [1, 2, 8]}

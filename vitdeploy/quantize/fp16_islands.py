@@ -1,0 +1,256 @@
+"""Why a node stays in fp32 while the rest of its graph becomes fp16: one small function or class per reason.
+
+Two things decide. What fp16 can hold: at most 65504, 11 bits, full precision only down to 6.1e-5. And what was measured
+in fp32 on samples, which are few: hence the headroom. The rules assume the plainest runtime, one that keeps in fp16 all
+that a node computes inside itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from vitdeploy.errors import UsageError, VerificationFailed
+from vitdeploy.graph.edit import constant, is_constant
+from vitdeploy.graph.run import Probe
+from vitdeploy.quantize.fp16_gauges import LARGEST, SAFE, Finding, Gauge, gauges_of
+from vitdeploy.quantize.fp16_types import READS_ANY, Slot, convertible, input_slot, is_float32
+
+LOSS = 0.01  # of a tensor's RMS (root mean square) that rounding may take
+BLOCK = 1 << 20  # elements looked at at once
+# Inputs that are added to something: what rounding takes from them counts against the sum. None: every input.
+ADDED: dict[str, tuple[int, ...] | None] = {
+    **dict.fromkeys(("Add", "Sub", "Sum", "Max", "Min", "Clip")),
+    **dict.fromkeys(("Gemm", "Conv", "ConvTranspose"), (2,)),
+    **dict.fromkeys(("LayerNormalization", "InstanceNormalization", "GroupNormalization"), (2,)),
+    "BatchNormalization": (2,),
+}
+# For these a bound beyond fp16 means no bound, and infinity serves as well.
+BOUNDED = {"Clip", "Max", "Min"}
+HEAVY = {"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "Attention"}
+
+
+@dataclass(frozen=True)
+class Island:
+    """A node that stays in fp32.
+
+    Attributes:
+        node: its name.
+        op_type: its operator.
+        output: the name of its first output.
+        reason: a sentence with the figures in it; its first word names the rule.
+        figures: the same figures as numbers.
+    """
+
+    node: str
+    op_type: str
+    output: str
+    reason: str
+    figures: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Range:
+    """Of one tensor over all samples: the largest |x|, its RMS, and the RMS of what rounding to fp16 takes from it."""
+
+    def __init__(self) -> None:
+        self.peak = 0.0
+        self._squares, self._errors, self._count = 0.0, 0.0, 0
+
+    def see(self, x: np.ndarray) -> None:
+        flat = x.reshape(-1)
+        self._count += flat.size
+        for start in range(0, flat.size, BLOCK):
+            part = flat[start : start + BLOCK]
+            self.peak = max(self.peak, float(np.abs(part).max()))
+            # What fp16 cannot hold at all is for the rule on overflow, not for the one on rounding.
+            part = np.clip(part, -LARGEST, LARGEST)
+            error = part - part.astype(np.float16)
+            self._squares += float(np.dot(part, part))
+            self._errors += float(np.dot(error, error))
+
+    @property
+    def rms(self) -> float:
+        return (self._squares / max(self._count, 1)) ** 0.5
+
+    @property
+    def error(self) -> float:
+        return (self._errors / max(self._count, 1)) ** 0.5
+
+
+class Survey:
+    """The nodes that fp16 is about, and what the samples show of their tensors.
+
+    Args:
+        model: in fp32; it is not changed.
+        opset: of the default ONNX domain.
+
+    Attributes:
+        nodes: those that compute with float32 data, in order. Arithmetic on shapes is not among them.
+        ranges: by the name of the tensor, weights included.
+        gauges: what looks at more than a tensor's range.
+    """
+
+    def __init__(self, model: ir.Model, opset: int) -> None:
+        self.model, self.opset = model, opset
+        self.nodes = float_nodes(model, opset)
+        self.ranges: dict[str, Range] = {}
+        self.gauges: list[Gauge] = [gauge for node in self.nodes for gauge in gauges_of(node)]
+
+    def measure(self, samples: Sequence[np.ndarray]) -> None:
+        """Run the samples. Raises VerificationFailed when a tensor has NaN or Inf in fp32 already."""
+        watches: dict[str, list[Callable[[np.ndarray], None]]] = {}
+        for value in (v for node in self.nodes for v in (*node.inputs, *node.outputs)):
+            if value is None or not value.name or not is_float32(value) or value.name in self.ranges:
+                continue
+            range_ = self.ranges[value.name] = Range()
+            numbers = constant(value)
+            if numbers is None:
+                watches[value.name] = [range_.see]
+            else:
+                range_.see(numbers[np.isfinite(numbers)])  # a mask may hold -inf, which fp16 has
+        for gauge in self.gauges:
+            for value, see in gauge.watches:
+                watches[value.name or ""].append(see)
+        with Probe(self.model, list(watches)) as probe:
+            for number, feeds in enumerate(_feeds(self.model, samples)):
+                for name, x in probe.run(feeds):
+                    if not np.isfinite(x).all():
+                        raise VerificationFailed(
+                            f"'{name}' holds NaN or Inf in fp32 already, on sample {number}: no fp16 graph can be right."
+                        )
+                    for see in watches[name]:
+                        see(x)
+
+
+def find_islands(survey: Survey, force_fp32: Container[str], half_outputs: bool) -> dict[ir.Node, Island]:
+    """The nodes to keep in fp32; each has one reason, the first that holds."""
+    measured = {node: found for gauge in survey.gauges if (found := gauge.finding()) for node in gauge.nodes}
+    islands: dict[ir.Node, Island] = {}
+    for node in survey.nodes:
+        found = (
+            forced(node, force_fp32)
+            or unsupported(node, survey.opset)
+            or overflow(node, survey.ranges)
+            or weight_overflow(node, survey.ranges)
+            or measured.get(node)
+            or rounding(node, survey)
+        )
+        if found:
+            islands[node] = _island(node, found)
+    while bridges := [node for node in survey.nodes if node not in islands and _is_bridge(node, islands, half_outputs)]:
+        for node in bridges:
+            islands[node] = _island(node, ("between: stands between fp32 nodes, so casts there and back are saved", {}))
+    return {node: islands[node] for node in survey.nodes if node in islands}
+
+
+def forced(node: ir.Node, names: Container[str]) -> Finding | None:
+    """The user named the node, one of its outputs, or a weight or graph input that it reads."""
+    read = [v for v in node.inputs if v is not None and v.producer() is None]
+    for name in (node.name, *(v.name for v in (*node.outputs, *read))):
+        if name and name in names:
+            return f"forced: '{name}' was named to stay in fp32", {}
+    return None
+
+
+def unsupported(node: ir.Node, opset: int) -> Finding | None:
+    """ONNX defines no float16 form of it, it is no ONNX operator, or it holds a subgraph."""
+    if node.op_type in READS_ANY or convertible(node, opset):
+        return None
+    return f"unsupported: ONNX has no float16 form of {node.op_type} at opset {opset}", {"opset": opset}
+
+
+def overflow(node: ir.Node, ranges: Mapping[str, Range]) -> Finding | None:
+    """An input or output comes near the largest fp16 number."""
+    values = [v for v in (*node.inputs, *node.outputs) if v is not None and not is_constant(v)]
+    name, peak = max(((v.name or "", ranges[v.name].peak) for v in values if v.name in ranges), key=lambda p: p[1])
+    if peak <= SAFE:
+        return None
+    return f"overflow: |{name}| reaches {peak:.2g}, fp16 ends at 65504", {"peak": peak}
+
+
+def weight_overflow(node: ir.Node, ranges: Mapping[str, Range]) -> Finding | None:
+    """A weight is larger than the largest fp16 number."""
+    for value in node.inputs:
+        if value is None or not is_constant(value) or value.name not in ranges or node.op_type in BOUNDED:
+            continue
+        peak = ranges[value.name].peak
+        if peak > LARGEST:
+            return f"weight: |{value.name}| reaches {peak:.2g}, fp16 ends at 65504", {"peak": peak}
+    return None
+
+
+def rounding(node: ir.Node, survey: Survey) -> Finding | None:
+    """Rounding a tensor that it reads or writes takes more than 1 % of it: subnormals, zeros, or cancellation."""
+    pairs = [(value, node, i) for i, value in enumerate(node.inputs)]
+    pairs += [(value, user, i) for value in node.outputs for user, i in value.uses() if user.op_type not in READS_ANY]
+    pairs += [(value, None, 0) for value in node.outputs if value.is_graph_output()]
+    for value, user, i in pairs:
+        found = None if value is None else survey.ranges.get(value.name or "")
+        if found is None or value is None:
+            continue
+        rms = found.rms
+        if user is not None and user.op_type in ADDED and (ADDED[user.op_type] is None or i in ADDED[user.op_type]):  # type: ignore[operator]
+            total = survey.ranges.get(user.outputs[0].name or "")
+            rms = found.rms if total is None else total.rms
+        if found.error > LOSS * rms:
+            what, lost = ("weight" if is_constant(value) else "rounding"), found.error / rms if rms else 1.0
+            reason = f"{what}: fp16 would lose {lost:.0%} of {value.name}, whose RMS is {found.rms:.2g}"
+            return reason, {"rms": found.rms, "error": found.error, "lost": lost}
+    return None
+
+
+def float_nodes(model: ir.Model, opset: int) -> list[ir.Node]:
+    """Nodes of the main graph through which float32 data flows, from an input or a weight to an output, in order.
+
+    Arithmetic that only makes shapes, positions or scales is left out: fp16 counts no further than 2048.
+    """
+    nodes = [node for node in model.graph if any(is_float32(v) for v in (*node.inputs, *node.outputs))]
+    flows: set[ir.Value] = {v for v in model.graph.inputs if is_float32(v)}
+    wanted: set[ir.Node] = set()
+    for node in nodes:
+        if any(v in flows for v in node.inputs):
+            wanted.add(node)
+            flows.update(v for v in node.outputs if is_float32(v))
+    for node in reversed(nodes):
+        for value in filter(is_float32, node.outputs):
+            reaches = (u in wanted and input_slot(u, i, opset) is Slot.HALF for u, i in value.uses())
+            if value.is_graph_output() or any(reaches):
+                wanted.add(node)
+    return [node for node in nodes if node in wanted]
+
+
+def _is_bridge(node: ir.Node, islands: Container[ir.Node], half_outputs: bool) -> bool:
+    """Whether a cheap node has fp32 nodes on all sides."""
+    sources = [v.producer() for v in node.inputs if v is not None and is_float32(v) and not is_constant(v)]
+    if not sources or node.op_type in HEAVY or any(s is None or s not in islands for s in sources):
+        return False
+    if half_outputs and any(v.is_graph_output() for v in node.outputs):
+        return False
+    return all(user in islands or user.op_type in READS_ANY for v in node.outputs for user, _ in v.uses())
+
+
+def _island(node: ir.Node, found: Finding) -> Island:
+    return Island(node.name or "", node.op_type, node.outputs[0].name or "", *found)
+
+
+def _feeds(model: ir.Model, samples: Sequence[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    """The samples, cut to the graph's batch where that is fixed."""
+    (image, *_) = model.graph.inputs
+    if len(samples) == 0:
+        raise UsageError("fp16 needs sample inputs, to measure what each tensor holds.")
+    batch = image.shape[0] if image.shape is not None and len(image.shape) else None
+    for sample in samples:
+        if sample.dtype != np.float32 or sample.ndim == 0 or len(sample) == 0:
+            raise UsageError(f"A sample is {sample.dtype} {sample.shape}: '{image.name}' takes float32 (N, C, H, W).")
+        size = batch if isinstance(batch, int) else len(sample)
+        if len(sample) % size:
+            raise UsageError(f"A sample holds {len(sample)} images; this graph takes {size} at a time.")
+        for start in range(0, len(sample), size):
+            yield {image.name or "": sample[start : start + size]}

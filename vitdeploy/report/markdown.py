@@ -1,0 +1,124 @@
+"""`report.md`: what an export did and found, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vitdeploy.artifact import Manifest
+
+
+def report(manifest: Manifest) -> str:
+    """The manifest as Markdown."""
+    model, request = manifest.model, manifest.request
+    passed = (manifest.verification or {}).get("passed")
+    verdict = {True: "verified", False: "**FAILED verification**", None: "not verified"}[passed]
+    lines = [f"# {model.full_name}, {request.get('precision', 'fp32')}: {verdict}", ""]
+    lines += [f"- image: {model.input}", f"- classes: {model.num_classes}", f"- weights: {weights_line(manifest)}"]
+    graph = manifest.graph
+    if graph:
+        facts = f"{graph.get('nodes')} nodes, {graph.get('parameters', 0) / 1e6:.2f} M parameters"
+        lines.append(f"- graph: {facts}, {(graph.get('macs') or 0) / 1e9:.3f} GMACs an image")
+    lines += [f"- note: {note}" for note in manifest.applied.get("notes", [])]
+    lines += [
+        "",
+        "## Steps",
+        "",
+        *table(("step", "seconds", ""), [(s["name"], f"{s['seconds']:.1f}", s["detail"]) for s in manifest.steps]),
+    ]
+    lines += verification_lines(manifest.verification) + island_lines(manifest.applied) + bench_lines(manifest.bench)
+    lines += ["", "## Environment", ""]
+    lines += [f"- {key}: {plain(value)}" for key, value in manifest.environment.items()]
+    return "\n".join(lines) + "\n"
+
+
+def weights_line(manifest: Manifest) -> str:
+    """Where the weights came from, in a few words."""
+    source = manifest.model.weights
+    if source.kind == "random":
+        return f"random, seed {source.seed}: for architecture and latency only"
+    digest = f", sha256 {source.sha256[:16]}" if source.sha256 else ""
+    revision = f", revision {source.revision[:12]}" if source.revision else ""
+    return f"{source.kind} {source.location}{digest}{revision}"
+
+
+def verification_lines(verification: Mapping[str, Any] | None) -> list[str]:
+    if not verification:
+        return []
+    lines = ["", "## Verification against eager PyTorch", ""]
+    rows = []
+    for name, found in verification["outputs"].items():
+        logits = found.get("logits") or {}
+        top1 = f"{logits.get('top1_matches')}/{logits.get('samples')}" if logits else ""
+        rows.append(
+            (name, *(number(found.get(k)) for k in ("max_abs", "reference_max", "rel_max", "rel_l2", "cosine")), top1)
+        )
+    heads = ("output", "max abs error", "of", "relative", "relative L2", "cosine", "top-1")
+    lines += table(heads, rows)
+    lines += ["", f"Bounds: {plain(verification.get('bounds'))}", ""]
+    lines += [f"- {case['source']}, batch {case['batch']}" for case in verification.get("cases", [])]
+    lines += [f"- **{reason}**" for reason in verification.get("reasons", [])]
+    departure = verification.get("departure")
+    if departure:
+        lines += ["", "### First node that departs", "", "```", plain(departure), "```"]
+    return lines
+
+
+def island_lines(applied: Mapping[str, Any]) -> list[str]:
+    islands = (applied.get("fp16") or {}).get("islands") or []
+    if not islands:
+        return []
+    rows = [(i.get("op_type", ""), i.get("output", i.get("node", "")), i.get("reason", "")) for i in islands]
+    return ["", "## Kept in fp32", "", *table(("op", "output", "reason"), rows)]
+
+
+def bench_lines(bench: Mapping[str, Any] | None) -> list[str]:
+    if not bench:
+        return []
+    keys = ("min", "mean", "p50", "p90", "p95", "p99", "max")
+    lines = [
+        "",
+        "## Latency",
+        "",
+        *table(("batch", "threads", *(f"{k} ms" for k in keys), "images/s", "runs"), [bench_row(bench, keys)]),
+    ]
+    lines += ["", f"Includes {bench.get('includes')}. Warm-up {bench.get('warmup_s')} s; every sample counted."]
+    if bench.get("peak_rss_bytes"):
+        lines.append(f"Peak memory of a process that only runs it: {bench['peak_rss_bytes'] / 1e6:.0f} MB.")
+    lines += [f"- {warning}" for warning in bench.get("warnings", [])]
+    return lines
+
+
+def bench_row(bench: Mapping[str, Any], keys: Sequence[str]) -> tuple[str, ...]:
+    stats = bench["latency_ms"]
+    figures = tuple(f"{stats[k]:.2f}" for k in keys)
+    return (
+        str(bench["batch"]),
+        str(bench.get("threads", "")),
+        *figures,
+        f"{bench['throughput']:.1f}",
+        str(stats["count"]),
+    )
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table."""
+    cells = [[str(c).replace("|", "\\|").replace("\n", " ") for c in row] for row in rows]
+    return [
+        "| " + " | ".join(heads) + " |",
+        "|" + " --- |" * len(heads),
+        *("| " + " | ".join(row) + " |" for row in cells),
+    ]
+
+
+def number(value: Any) -> str:
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def plain(value: Any) -> str:
+    """JSON values without braces."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {plain(v)}" for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return " ".join(plain(v) for v in value)
+    return number(value)

@@ -1,0 +1,217 @@
+"""Results on stdout, as tables for people and JSON for programs. Imports no torch, onnx or onnxruntime."""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.errors import VitdeployError
+
+if TYPE_CHECKING:
+    from vitdeploy.backends.base import Backend
+
+
+def model_rows(names: Sequence[str]) -> list[dict[str, Any]]:
+    """What `list` shows of catalog models."""
+    from vitdeploy.models import catalog
+
+    rows = []
+    for name in names:
+        entry, _ = catalog.find(name)
+        best = max((p for p in entry.pretrained if p.top1 is not None), key=lambda p: p.top1 or 0.0, default=None)
+        rows.append(
+            {
+                "name": name,
+                "family": entry.family,
+                "params": entry.params,
+                "macs": entry.macs,
+                "input": list(entry.input.shape),
+                "top1": best.top1 if best else None,
+                "tag": best.tag if best else entry.default_tag,
+                "tags": [p.tag for p in entry.pretrained],
+            }
+        )
+    return rows
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    heads = ("name", "params M", "GMACs", "input", "top-1 %", "of weights")
+    lines = [
+        (
+            row["name"],
+            f"{row['params'] / 1e6:.2f}",
+            f"{row['macs'] / 1e9:.2f}",
+            "x".join(map(str, row["input"])),
+            f"{row['top1']:.2f}" if row["top1"] is not None else "",
+            row["tag"] or "(none published)",
+        )
+        for row in rows
+    ]
+    width = [max(len(line[i]) for line in [heads, *lines]) for i in range(len(heads))]
+    for line in [heads, *lines]:
+        cells = [c.rjust(w) if i in (1, 2, 4) else c.ljust(w) for i, (c, w) in enumerate(zip(line, width, strict=True))]
+        print("  ".join(cells).rstrip())
+
+
+def model_facts(name: str) -> dict[str, Any]:
+    """What `info` shows of a catalog model."""
+    from vitdeploy.models import catalog
+
+    entry, chosen = catalog.find(name)
+    weights = [chosen] if chosen else list(entry.pretrained)
+    return {
+        "name": entry.name,
+        "family": entry.family,
+        "parameters": entry.params,
+        "macs": entry.macs,
+        "classes": entry.num_classes,
+        "input": str(entry.input),
+        "class": entry.target,
+        "config": dict(entry.config),
+        "weights": [
+            {
+                "tag": p.tag,
+                "hub": p.hub_id,
+                "input": str(p.input),
+                "classes": p.num_classes,
+                "top1": p.top1,
+                "top5": p.top5,
+                "license": p.license,
+            }
+            for p in weights
+        ],
+    }
+
+
+def artifact_facts(path: Path) -> dict[str, Any]:
+    """What `info` shows of an artifact: its manifest, without the raw samples."""
+    from vitdeploy.artifact import Artifact
+
+    artifact = Artifact.load(path)
+    facts = {"folder": str(artifact.folder), **artifact.manifest.to_dict()}
+    if facts.get("bench"):
+        facts["bench"] = {k: v for k, v in facts["bench"].items() if k != "samples_ms"}
+    return facts
+
+
+def print_facts(facts: Mapping[str, Any], indent: int = 0) -> None:
+    """Nested JSON values as indented lines."""
+    pad = "  " * indent
+    for key, value in facts.items():
+        if isinstance(value, Mapping) and value:
+            print(f"{pad}{key}")
+            print_facts(value, indent + 1)
+        elif isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):
+            print(f"{pad}{key}")
+            for item in value:
+                print(f"{pad}  - " + ", ".join(f"{k} {short(v)}" for k, v in item.items() if v is not None))
+        elif value is not None and value != {}:
+            print(f"{pad}{key:<14} {short(value)}")
+
+
+def short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k}: {short(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        text = ", ".join(short(v) for v in value)
+        return text if len(text) < 200 else f"{text[:200]} ..."
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def backend_facts(backend: Backend) -> dict[str, Any]:
+    can = backend.capabilities()
+    return {
+        "name": backend.name,
+        "installed": can.installed,
+        "version": can.version,
+        "devices": list(can.devices),
+        "precisions": dict(can.precisions),
+        "reason": can.reason or None,
+        "fix": can.fix or None,
+    }
+
+
+def print_doctor(facts: Mapping[str, Any]) -> None:
+    for found in facts["backends"]:
+        state = f"{found['version']}, {', '.join(found['devices'])}" if found["installed"] else f"no: {found['reason']}"
+        print(f"{found['name']:<14} {state}")
+        for precision, how in found["precisions"].items():
+            print(f"{'':14} {precision:<8} {how}")
+        if found["fix"]:
+            print(f"{'':14} fix: {found['fix']}")
+    print()
+    print_facts(facts["environment"])
+
+
+def print_summary(summary: Mapping[str, Any]) -> None:
+    """An ONNX file's ops, dtypes, parameters and MACs."""
+    ops = summary.get("ops", {})
+    print_facts({k: v for k, v in summary.items() if k not in ("ops", "metadata_props", "metadata")})
+    print()
+    rows = [(op, str(n)) for op, n in sorted(ops.items(), key=lambda item: (-item[1], item[0]))]
+    print_table(("op", "nodes"), rows, right_from=1)
+
+
+def print_predictions(results: Sequence[Mapping[str, Any]]) -> None:
+    for result in results:
+        print(result["image"])
+        for row in result["top"]:
+            print(f"  {row['probability']:7.2%}  {row['label'] or 'class'}  ({row['index']})")
+
+
+def mb(size: float) -> str:
+    """Bytes as decimal megabytes."""
+    return f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.2f} GB"
+
+
+def print_latency(rows: Sequence[Mapping[str, Any]], ratios: Sequence[Any] = ()) -> None:
+    """One line of figures an artifact; with several, the ratios of the interleaved run."""
+    keys = ("min", "mean", "p50", "p90", "p95", "p99", "max")
+    heads = ["", "batch", "threads", *keys, "images/s"] + (["ratio"] if len(rows) > 1 else []) + ["peak MB"]
+    lines = []
+    for i, row in enumerate(rows):
+        stats = row["latency_ms"]
+        line = [row["label"], str(row["batch"]), str(row["threads"]), *(f"{stats[k]:.2f}" for k in keys)]
+        line.append(f"{row['throughput']:.1f}")
+        if len(rows) > 1:
+            line.append(f"{ratios[i].median:.3f} [{ratios[i].low:.3f}, {ratios[i].high:.3f}]" if ratios else "")
+        line.append(f"{row['peak_rss_bytes'] / 1e6:.0f}" if row.get("peak_rss_bytes") else "")
+        lines.append(line)
+    print_table(heads, lines, right_from=1, caption="milliseconds a run")
+    for row in rows:
+        for warning in row["warnings"]:
+            print(f"{row['label']}: {warning}", file=sys.stderr)
+
+
+def print_table(
+    heads: Sequence[str], rows: Iterable[Sequence[str]], *, right_from: int = 99, caption: str | None = None
+) -> None:
+    """A table on stdout; in a pipe it is as wide as it needs to be."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
+    for i, head in enumerate(heads):
+        table.add_column(head, justify="right" if i >= right_from else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console(width=None if sys.stdout.isatty() else 240).print(table)
+
+
+def print_json(value: Any) -> None:
+    """JSON alone on stdout."""
+    json.dump(value, sys.stdout, indent=2)
+    sys.stdout.write("\n")
+
+
+def print_error(error: VitdeployError) -> None:
+    """What happened, and how to mend it."""
+    print(f"error: {error.message}", file=sys.stderr)
+    if error.fix:
+        print(textwrap.indent(error.fix, "       "), file=sys.stderr)

@@ -1,0 +1,107 @@
+"""Outputs to compare: eager PyTorch's, and a compiled artifact's from a child process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitdeploy.backends.base import Census, RunOptions
+from vitdeploy.data.synthetic import synthetic_images
+from vitdeploy.errors import UsageError, VerificationFailed
+from vitdeploy.spec import InputSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SEEDS = 4
+MOST_REAL_IMAGES = 32
+
+
+@dataclass(frozen=True)
+class Case:
+    """One input batch, float32 (B, C, H, W), and where it came from."""
+
+    image: np.ndarray
+    source: str
+
+    def describe(self) -> dict[str, Any]:
+        return {"source": self.source, "batch": len(self.image)}
+
+
+def make_cases(spec: InputSpec, batches: Sequence[int], data: Path | None = None, seeds: int = SEEDS) -> list[Case]:
+    """Inputs to verify on: `seeds` synthetic sets at each batch, and the user's images.
+
+    Args:
+        spec: how images become tensors.
+        batches: batch sizes; a static graph has one, a dynamic one is tried at two.
+        data: a folder or file of images, of which at most 32 are used, or None.
+    """
+    cases = []
+    for batch in dict.fromkeys(batches):
+        cases += [Case(synthetic_images(spec, batch, seed), f"synthetic seed {seed}") for seed in range(seeds)]
+    if data is not None:
+        from vitdeploy.data.folder import find_images, load_batch
+
+        batch = batches[0]
+        files = find_images(data)[:MOST_REAL_IMAGES]
+        images = load_batch(files, spec)
+        images = images[np.arange(-(-len(images) // batch) * batch) % len(images)]  # the last batch starts over
+        cases += [Case(images[i : i + batch], "data") for i in range(0, len(images), batch)]
+    return cases
+
+
+def eager_outputs(module: nn.Module, cases: Sequence[Case], name: str = "logits") -> list[dict[str, np.ndarray]]:
+    """What PyTorch itself says, float32, in eval mode, without gradients.
+
+    Raises:
+        VerificationFailed: NaN or Inf: the model is broken before anything was exported.
+        UsageError: the module does not return a tensor.
+    """
+    import torch
+
+    results = []
+    with torch.inference_mode():
+        for case in cases:
+            out = module(torch.from_numpy(case.image))
+            if not isinstance(out, torch.Tensor):
+                raise UsageError(f"The model returns {type(out).__name__}, not one tensor.")
+            array = out.float().cpu().numpy()
+            if not np.isfinite(array).all():
+                bad = int((~np.isfinite(array)).sum())
+                raise VerificationFailed(
+                    f"PyTorch itself gives {bad} NaN or Inf of {array.size} outputs on {case.source}.",
+                    fix="Check the checkpoint and the preprocessing.",
+                )
+            results.append({name: array})
+    return results
+
+
+@dataclass(frozen=True)
+class Collected:
+    """A session's outputs, one dict a case, and its census."""
+
+    outputs: list[dict[str, np.ndarray]]
+    census: Census | None
+
+
+def collect(
+    backend: str,
+    model: Path,
+    options: RunOptions,
+    images: Sequence[np.ndarray],
+    census: bool = True,
+) -> Collected:
+    """Open a compiled model and run it on every image batch. Made to run in a child process (backends.isolate)."""
+    from vitdeploy.backends import registry
+
+    with registry.get(backend).open(model, options) as session:
+        if len(session.inputs) != 1:
+            raise UsageError(f"{model} has {len(session.inputs)} inputs; vitdeploy models have one.")
+        spec = session.inputs[0]
+        feeds: list[Mapping[str, np.ndarray]] = [{spec.name: image.astype(spec.dtype)} for image in images]
+        outputs = [session.run(feed) for feed in feeds]
+        return Collected(outputs, session.census() if census else None)
