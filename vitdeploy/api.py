@@ -34,8 +34,8 @@ def build(model: str, **options: Any) -> Built:
 
     Args:
         model: catalog name, 'timm:NAME', 'hf-hub:ORG/NAME', 'package.module:factory' or 'file.py:factory'.
-        options: fields of models.build.BuildOptions: weights, pretrained, num_classes, image_size, in_chans, seed, mean,
-            std, crop_pct, interpolation.
+        options: fields of models.build.BuildOptions: weights, pretrained, num_classes, image_size, in_chans, seed,
+            mean, std, crop_pct, interpolation.
     """
     return build_model(model, BuildOptions(**known(options, BuildOptions)))
 
@@ -46,9 +46,9 @@ def export(model: str, *, listener: Listener | None = None, **options: Any) -> A
     Args:
         model: as for `build`.
         listener: hears about steps and notes.
-        options: fields of ExportRequest (precision, io_precision, backend, batch, opset, data, tolerance, bench, warmup,
-            duration, out, force), of BuildOptions (see `build`) and of RunOptions (device, threads, optimization,
-            provider, provider_options), all flat.
+        options: fields of ExportRequest (precision, io_precision, backend, batch, opset, data, tolerance, bench,
+            warmup, duration, out, force), of BuildOptions (see `build`) and of RunOptions (device, threads,
+            optimization, provider, provider_options), all flat.
 
     Raises:
         UsageError, MissingDependency, VerificationFailed, PrecisionNotApplied, BackendError, UnsupportedModel.
@@ -116,9 +116,7 @@ def names_of(kind: type) -> set[str]:
 
 def known(options: dict[str, Any], kind: type) -> dict[str, Any]:
     """The options, if `kind` has fields of these names."""
-    unknown = sorted(set(options) - names_of(kind))
-    if unknown:
-        raise UsageError(
-            f"Unknown option {', '.join(unknown)}.", fix=f"There are: {', '.join(sorted(names_of(kind)))}."
-        )
+    names = names_of(kind)
+    if unknown := sorted(set(options) - names):
+        raise UsageError(f"Unknown option {', '.join(unknown)}.", fix=f"There are: {', '.join(sorted(names))}.")
     return options
