@@ -35,15 +35,10 @@ def export(request: ExportRequest, listener: Listener | None = None) -> Artifact
         VerificationFailed: the artifact is kept as `<folder>.failed`, with the reasons in its manifest.
         PrecisionNotApplied: the compiled graph does not run what was asked for.
     """
-    from vitdeploy.models.build import build
-
     check_request(request)
     steps = Steps(listener or Listener())
     with staged(request.folder, force=request.force) as stage:
-        backend_version = check_backend(request)
-        built = build(request.model, request.build)
-        steps.listener.model(built)
-        return export_built(request, built, stage, steps, backend_version)
+        return export_into(stage, request, steps, check_backend(request))
 
 
 def check_backend(request: ExportRequest) -> str:
@@ -58,12 +53,15 @@ def check_backend(request: ExportRequest) -> str:
     return can.version or ""
 
 
-def export_built(request: ExportRequest, built: Built, stage: Stage, steps: Steps, version: str) -> Artifact:
-    """`export` from a built model on. Its weights are let go as soon as the graph is written."""
+def export_into(stage: Stage, request: ExportRequest, steps: Steps, version: str) -> Artifact:
+    """`export` within its stage. The weights are let go as soon as the graph is written."""
     from vitdeploy.backends import registry
     from vitdeploy.graph.ops import macs, parameters
+    from vitdeploy.models.build import build
     from vitdeploy.verify.collect import eager_outputs, make_cases
 
+    built = build(request.model, request.build)
+    steps.listener.model(built)
     spec = built.spec
     cases = make_cases(spec.input, request.batches, request.data)
     reference = eager_outputs(built.module, cases)
