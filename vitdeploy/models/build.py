@@ -83,22 +83,40 @@ def build(name: str, options: BuildOptions | None = None) -> Built:
         MissingDependency: timm is asked for and not installed.
     """
     options = options or BuildOptions()
-    check_options(options)
+    check(name, options)
     if name.startswith("timm:"):
         return build_timm(name, options)
     if re.match(r"hf[-_]hub:", name):
-        if options.weights:
-            raise UsageError(f"{name} already names weights: drop --weights.")
         source = hub_source(name)
         return build_catalog(source.architecture or "", replace(options, weights=name), source)
     if ":" in name:
         return build_factory(name, options)
+    return build_catalog(name, options, None)
+
+
+def check(name: str, options: BuildOptions) -> None:
+    """Refuse what can be refused before anything is imported or fetched. Raises UsageError and UnsupportedModel."""
+    if options.weights == "":
+        raise UsageError("--weights is empty.")
+    if options.weights and options.pretrained:
+        raise UsageError("--weights and --pretrained exclude each other.")
+    if options.num_classes is not None and options.num_classes < 0:
+        raise UsageError(f"num_classes is {options.num_classes}: it must be 0 (no classifier) or more.")
+    if options.in_chans is not None and options.in_chans < 1:
+        raise UsageError(f"in_chans is {options.in_chans}: it must be 1 or more.")
     if name.endswith(".onnx"):
         raise UnsupportedModel(
             f"{name} is a finished graph: there is no PyTorch model to prove it against.",
             fix="vitdeploy bench, inspect and predict take .onnx files.",
         )
-    return build_catalog(name, options, None)
+    if name.endswith(".py"):
+        raise UsageError(f"{name} does not say what makes the model.", fix=f"Name a function in it: {name}:factory")
+    if re.match(r"hf[-_]hub:", name) and options.weights:
+        raise UsageError(f"{name} already names weights: drop --weights.")
+    if ":" not in name:
+        entry, tagged = catalog.find(name)
+        if tagged is None and not options.weights and not options.pretrained:
+            apply_overrides(entry.input, options)
 
 
 def rebuild(spec: ModelSpec) -> Built:
@@ -129,15 +147,6 @@ def rebuild(spec: ModelSpec) -> Built:
     if origin.sha256 and built.spec.weights.sha256 != origin.sha256:
         raise UsageError(f"{origin.location} has changed since the export: it is not what this model was made from.")
     return built
-
-
-def check_options(options: BuildOptions) -> None:
-    if options.weights and options.pretrained:
-        raise UsageError("--weights and --pretrained exclude each other.")
-    for what in ("num_classes", "in_chans"):
-        value = getattr(options, what)
-        if value is not None and value < (0 if what == "num_classes" else 1):
-            raise UsageError(f"{what} {value} makes no sense.")
 
 
 def build_catalog(name: str, options: BuildOptions, source: Source | None) -> Built:
@@ -180,7 +189,7 @@ def build_catalog(name: str, options: BuildOptions, source: Source | None) -> Bu
         from vitdeploy.models.weights import load_into
 
         report = load_into(module, state, num_classes=classes, trained_size=trained.shape[1:])
-        notes.append(str(report))
+        notes.insert(0, f"{options.weights or source.origin.location}: {report}")
     tag = tagged.tag if tagged is not None and source.origin.kind == "hub" else None
     labels = source.labels if source.labels and len(source.labels) == classes else None
     spec = ModelSpec(entry.name, arguments, spec_input, classes, tag, labels, source.origin)
@@ -277,8 +286,8 @@ def build_timm(name: str, options: BuildOptions) -> Built:
     """A model that timm builds, with timm's own code."""
     try:
         import timm
-    except ImportError as error:
-        raise MissingDependency(f"{name} needs timm ({error}).", fix="pip install timm") from None
+    except Exception as error:  # a torchvision that does not fit torch fails with more than ImportError
+        raise MissingDependency(f"{name} needs timm: {one_line(error)}.", fix="pip install timm torchvision") from error
     arguments: dict[str, Any] = {}
     if options.num_classes is not None:
         arguments["num_classes"] = options.num_classes
@@ -286,14 +295,15 @@ def build_timm(name: str, options: BuildOptions) -> Built:
         arguments["in_chans"] = options.in_chans
     if options.image_size is not None:
         arguments["img_size"] = options.image_size
-    pretrained = bool(options.pretrained)
+    pretrained, short = bool(options.pretrained), name.removeprefix("timm:")
     try:
-        module = timm.create_model(name.removeprefix("timm:"), pretrained=pretrained, **arguments)
-    except TypeError:  # not every architecture has img_size: convolutional ones take any
-        arguments.pop("img_size", None)
-        module = timm.create_model(name.removeprefix("timm:"), pretrained=pretrained, **arguments)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise UsageError(f"timm cannot build '{name.removeprefix('timm:')}': {one_line(error)}.") from None
+        try:
+            module = timm.create_model(short, pretrained=pretrained, **arguments)
+        except TypeError:  # not every architecture has img_size: convolutional ones take any
+            arguments.pop("img_size", None)
+            module = timm.create_model(short, pretrained=pretrained, **arguments)
+    except Exception as error:  # an unknown name, a size that does not fit, a hub that cannot be reached
+        raise UsageError(f"timm cannot build '{short}': {one_line(error)}.") from error
     configuration = getattr(module, "pretrained_cfg", None) or {}
     spec_input = apply_overrides(InputSpec.from_pretrained_cfg(configuration), options)
     origin = WeightsSource("factory", name) if pretrained else WeightsSource("random", name, seed=options.seed)
@@ -341,7 +351,7 @@ def call_factory(name: str) -> nn.Module:
         made = factory if isinstance(factory, nn.Module) else factory()
     except VitdeployError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"{name} raised {type(error).__name__}: {one_line(error)}.") from error
     if not isinstance(made, nn.Module):
         raise UsageError(f"{name} made a {type(made).__name__}, not a torch.nn.Module.")
@@ -363,7 +373,8 @@ def finish_foreign(
         path = Path(options.weights).expanduser()
         if path.is_dir():
             path = folder_source(path, origin).file or path
-        notes.append(str(load_into(module, read_checkpoint(path), num_classes=options.num_classes)))
+        report = load_into(module, read_checkpoint(path), num_classes=options.num_classes)
+        notes.append(f"{options.weights}: {report}")
         origin = WeightsSource("file", str(path.resolve()), sha256=digest(path))
     elif origin.kind == "random":
         notes += randomise(module, options.seed, spec)

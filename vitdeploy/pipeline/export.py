@@ -12,7 +12,8 @@ from vitdeploy.artifact import Artifact, Manifest, Stage, staged
 from vitdeploy.backends.base import Census
 from vitdeploy.errors import MissingDependency, PrecisionNotApplied, UsageError, VerificationFailed
 from vitdeploy.models.build import Built
-from vitdeploy.pipeline.request import ExportRequest, Listener, Steps, check_request, mb, request_record
+from vitdeploy.pipeline.request import ExportRequest, Listener, Steps, check_request, request_record
+from vitdeploy.report.tables import mb
 from vitdeploy.spec import ModelSpec
 
 if TYPE_CHECKING:

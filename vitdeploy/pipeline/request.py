@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Iterator
@@ -12,10 +13,9 @@ from typing import Any
 
 from vitdeploy.backends.base import RunOptions
 from vitdeploy.errors import UsageError
-from vitdeploy.models.build import BuildOptions, Built
+from vitdeploy.export.trace import OPSET, OPSETS
+from vitdeploy.models.build import BuildOptions, Built, check
 from vitdeploy.spec import PRECISIONS
-
-OPSET = 20
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class ExportRequest:
         """Where the artifact goes."""
         if self.out is not None:
             return self.out
-        name = re.sub(r"^(timm:|hf[-_]hub:)", "", self.model)
+        name = re.sub(r"^(timm:|hf[-_]hub:)", "", self.model).replace(".py:", "-")
         name = re.sub(r"[^\w.\-]+", "-", Path(name).name).strip("-.") or "model"
         return Path(f"{name}-{self.precision}")
 
@@ -120,19 +120,27 @@ def check_request(request: ExportRequest) -> None:
             raise UsageError(f"Unknown {what} '{value}': one of {', '.join(PRECISIONS)}.")
     if request.precision == "fp32" and request.io_precision == "fp16":
         raise UsageError("fp16 inputs and outputs need --precision fp16.")
-    sizes = (request.batch,) if isinstance(request.batch, int) else request.batch
-    if any(n < 1 for n in sizes) or list(sizes) != sorted(sizes):
-        raise UsageError(f"Batch {sizes} is not a positive size, or min:opt:max in rising order.")
-    if len(sizes) == 3 and sizes[0] == sizes[2]:
-        raise UsageError(
-            f"Batch {sizes[0]}:{sizes[1]}:{sizes[2]} leaves nothing dynamic.", fix=f"Use --batch {sizes[0]}."
-        )
+    check_batch(request.batch)
+    if request.opset not in OPSETS:
+        raise UsageError(f"Opset {request.opset} is not one from {OPSETS.start} to {OPSETS.stop - 1}.")
     if request.run.threads < 0 or request.duration < 0 or request.warmup < 0:
         raise UsageError("Threads, warm-up and duration cannot be negative.")
-    if request.tolerance is not None and not request.tolerance > 0:
-        raise UsageError(f"The tolerance {request.tolerance} is not positive.")
+    if request.tolerance is not None and not 0 < request.tolerance < math.inf:
+        raise UsageError(f"The tolerance {request.tolerance} is not a positive number.")
     if request.data is not None and not request.data.exists():
         raise UsageError(f"There is no {request.data}.")
+    check(request.model, request.build)
+
+
+def check_batch(batch: int | tuple[int, int, int]) -> None:
+    sizes = (batch,) if isinstance(batch, int) else batch
+    text = ":".join(map(str, sizes))
+    if any(n < 1 for n in sizes):
+        raise UsageError(f"Batch {text} is not positive.")
+    if list(sizes) != sorted(sizes):
+        raise UsageError(f"Batch {text} is not min:opt:max in rising order.")
+    if len(sizes) == 3 and sizes[0] == sizes[2]:
+        raise UsageError(f"Batch {text} leaves nothing dynamic.", fix=f"Use --batch {sizes[0]}.")
 
 
 def request_record(request: ExportRequest) -> dict[str, Any]:
@@ -144,8 +152,3 @@ def request_record(request: ExportRequest) -> dict[str, Any]:
     record["build"] = {k: list(v) if isinstance(v, tuple) else v for k, v in record["build"].items()}
     record["run"]["provider_options"] = dict(record["run"]["provider_options"])
     return record
-
-
-def mb(size: float) -> str:
-    """Bytes as decimal megabytes."""
-    return f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.2f} GB"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,10 +51,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
         )
         for row in rows
     ]
-    width = [max(len(line[i]) for line in [heads, *lines]) for i in range(len(heads))]
-    for line in [heads, *lines]:
-        cells = [c.rjust(w) if i in (1, 2, 4) else c.ljust(w) for i, (c, w) in enumerate(zip(line, width, strict=True))]
-        print("  ".join(cells).rstrip())
+    print_table(heads, lines, right=(1, 2, 4))
 
 
 def model_facts(name: str) -> dict[str, Any]:
@@ -109,7 +106,7 @@ def print_facts(facts: Mapping[str, Any], indent: int = 0) -> None:
             print(f"{pad}{key}")
             for item in value:
                 print(f"{pad}  - " + ", ".join(f"{k} {short(v)}" for k, v in item.items() if v is not None))
-        elif value is not None and value != {}:
+        elif value is not None and value not in ({}, [], (), ""):
             print(f"{pad}{key:<14} {short(value)}")
 
 
@@ -140,7 +137,7 @@ def print_doctor(facts: Mapping[str, Any]) -> None:
         state = f"{found['version']}, {', '.join(found['devices'])}" if found["installed"] else f"no: {found['reason']}"
         print(f"{found['name']:<14} {state}")
         for precision, how in found["precisions"].items():
-            print(f"{'':14} {precision:<8} {how}")
+            print(f"{'':14} {precision:<12} {how}")
         if found["fix"]:
             print(f"{'':14} fix: {found['fix']}")
     print()
@@ -150,10 +147,14 @@ def print_doctor(facts: Mapping[str, Any]) -> None:
 def print_summary(summary: Mapping[str, Any]) -> None:
     """An ONNX file's ops, dtypes, parameters and MACs."""
     ops = summary.get("ops", {})
-    print_facts({k: v for k, v in summary.items() if k not in ("ops", "metadata_props", "metadata")})
+    shown = {k: v for k, v in summary.items() if k not in ("ops", "metadata_props", "metadata")}
+    shown["opset"] = ", ".join(f"{domain} {n}".strip() for domain, n in summary["opset"].items())
+    for tensors in ("inputs", "outputs"):
+        shown[tensors] = [f"{t['name']} {t['dtype']} {'x'.join(map(str, t['shape']))}" for t in summary[tensors]]
+    print_facts(shown)
     print()
     rows = [(op, str(n)) for op, n in sorted(ops.items(), key=lambda item: (-item[1], item[0]))]
-    print_table(("op", "nodes"), rows, right_from=1)
+    print_table(("op", "nodes"), rows, right=(1,))
 
 
 def print_predictions(results: Sequence[Mapping[str, Any]]) -> None:
@@ -164,44 +165,48 @@ def print_predictions(results: Sequence[Mapping[str, Any]]) -> None:
 
 
 def mb(size: float) -> str:
-    """Bytes as decimal megabytes."""
-    return f"{size / 1e6:.1f} MB" if size < 1e9 else f"{size / 1e9:.2f} GB"
+    """Bytes in decimal units."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= unit:
+            return f"{size / unit:.{2 if unit == 1e9 else 1}f} {name}"
+    return f"{size:.0f} B"
+
+
+def amount(number: float) -> str:
+    """A count in thousands, millions or milliards: 2.3 M."""
+    for unit, name in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= unit:
+            return f"{number / unit:.{2 if unit == 1e9 else 1}f}{name}"
+    return f"{number:.0f}"
 
 
 def print_latency(rows: Sequence[Mapping[str, Any]], ratios: Sequence[Any] = ()) -> None:
     """One line of figures an artifact; with several, the ratios of the interleaved run."""
     keys = ("min", "mean", "p50", "p90", "p95", "p99", "max")
-    heads = ["", "batch", "threads", *keys, "images/s"] + (["ratio"] if len(rows) > 1 else []) + ["peak MB"]
+    several = len(rows) > 1
+    heads = ["ms a run", "batch", "threads", *keys, "images/s", *(["ratio"] if several else []), "peak MB"]
     lines = []
     for i, row in enumerate(rows):
         stats = row["latency_ms"]
         line = [row["label"], str(row["batch"]), str(row["threads"]), *(f"{stats[k]:.2f}" for k in keys)]
         line.append(f"{row['throughput']:.1f}")
-        if len(rows) > 1:
-            line.append(f"{ratios[i].median:.3f} [{ratios[i].low:.3f}, {ratios[i].high:.3f}]" if ratios else "")
+        if several:
+            line.append(f"{ratios[i].median:.3f} [{ratios[i].low:.3f}, {ratios[i].high:.3f}]" if i else "1")
         line.append(f"{row['peak_rss_bytes'] / 1e6:.0f}" if row.get("peak_rss_bytes") else "")
         lines.append(line)
-    print_table(heads, lines, right_from=1, caption="milliseconds a run")
+    print_table(heads, lines, right=range(1, len(heads)))
     for row in rows:
         for warning in row["warnings"]:
             print(f"{row['label']}: {warning}", file=sys.stderr)
 
 
-def print_table(
-    heads: Sequence[str], rows: Iterable[Sequence[str]], *, right_from: int = 99, caption: str | None = None
-) -> None:
-    """A table on stdout; in a pipe it is as wide as it needs to be."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
-    for i, head in enumerate(heads):
-        table.add_column(head, justify="right" if i >= right_from else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    Console(width=None if sys.stdout.isatty() else 240).print(table)
+def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, right: Container[int] = ()) -> None:
+    """A table on stdout, as wide as it needs to be; columns of these numbers are set to the right."""
+    lines = [heads, *rows]
+    width = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+    for line in lines:
+        cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(line, width, strict=True))]
+        print("  ".join(cells).rstrip())
 
 
 def print_json(value: Any) -> None:
