@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
@@ -103,18 +105,26 @@ def run_options(
     return RunOptions(device, threads, optimization, provider, pairs)
 
 
-@app.callback()
-def root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
-) -> None:
-    if version:
+def print_version(wanted: bool) -> None:
+    if wanted:
         print(f"vitdeploy {__version__}")
         raise typer.Exit
 
 
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=print_version)
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command("list")
 def list_models(
-    pattern: Annotated[str | None, typer.Argument(help="Part of a name, or a glob such as 'levit_*'.")] = None,
+    pattern: Annotated[
+        str | None, typer.Argument(metavar="PATTERN", help="Part of a name, or a glob such as 'levit_*'.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Models of the catalog: parameters, GMACs, input, published top-1."""
@@ -148,7 +158,7 @@ def info(
 
 @app.command()
 def doctor(json: Json = False) -> None:
-    """Which backends, devices and precisions work here, and the fix for each that does not."""
+    """Backends, devices and precisions that work here, and fixes."""
     from vitdeploy.backends import registry
     from vitdeploy.bench.environment import environment
     from vitdeploy.report.tables import backend_facts, print_doctor, print_json
@@ -197,12 +207,15 @@ def export(
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """The whole way: build, trace, optimise, convert, compile, verify, bench, report."""
+    """From a model's name to a verified artifact.
+
+    Builds, traces, optimises, converts, compiles, verifies, measures and reports.
+    """
     from vitdeploy.models.build import BuildOptions
     from vitdeploy.pipeline import ExportRequest, check_request, request_record
     from vitdeploy.pipeline import export as run_export
     from vitdeploy.report.console import ConsoleListener, print_artifact
-    from vitdeploy.report.tables import print_json
+    from vitdeploy.report.tables import print_facts, print_json
 
     if fp16 and precision not in (None, "fp16"):
         raise UsageError(f"--fp16 and --precision {precision} contradict each other.")
@@ -230,13 +243,11 @@ def export(
     )
     check_request(request)
     if dry_run:
-        print_json({**request_record(request), "folder": str(request.folder)})
+        plan = {"folder": str(request.folder), **request_record(request)}
+        print_json(plan) if json else print_facts(plan)
         return
-    listener = ConsoleListener(quiet=json)
-    try:
+    with ConsoleListener(quiet=json) as listener:
         artifact = run_export(request, listener)
-    finally:
-        listener.stop()
     if json:
         print_json({"folder": str(artifact.folder), **artifact.manifest.to_dict()})
     else:
@@ -258,17 +269,17 @@ def verify(
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Prove an artifact against eager PyTorch again, here; on failure name the first node that departs."""
+    """Prove an artifact against eager PyTorch again.
+
+    On failure, names the first node that departs.
+    """
     from vitdeploy.pipeline import verify_artifact
     from vitdeploy.report.console import ConsoleListener
     from vitdeploy.report.tables import print_json
 
     options = run_options(device, threads, provider, provider_option)
-    listener = ConsoleListener(quiet=json)
-    try:
+    with ConsoleListener(quiet=json) as listener:
         result = verify_artifact(artifact, options, weights=weights, data=data, tolerance=tolerance, listener=listener)
-    finally:
-        listener.stop()
     if json:
         print_json(result.to_dict())
     else:
@@ -278,7 +289,7 @@ def verify(
 @app.command()
 def bench(
     artifacts: Annotated[
-        list[Path], typer.Argument(metavar="ARTIFACT...", help="Artifacts or .onnx files; several are interleaved.")
+        list[Path], typer.Argument(metavar="ARTIFACT", help="Artifacts or .onnx files; several are interleaved.")
     ],
     batch: Annotated[int | None, typer.Option(min=1, help="Images a run, where the batch is dynamic.")] = None,
     backend: BackendOpt = "onnxruntime",
@@ -292,12 +303,17 @@ def bench(
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Measure latency. Every sample counts; several artifacts take turns, with ratios to the first."""
+    """Measure latency.
+
+    Every sample counts. Several artifacts take turns; ratios are to the first, above 1 for faster.
+    """
     from vitdeploy.pipeline import bench_files
+    from vitdeploy.report.console import ConsoleListener
     from vitdeploy.report.tables import print_json, print_latency
 
     options = run_options(device, threads, provider, provider_option, optimization)
-    measured, ratios = bench_files(artifacts, backend, options, batch=batch, warmup=warmup, duration=duration)
+    with ConsoleListener(quiet=json):
+        measured, ratios = bench_files(artifacts, backend, options, batch=batch, warmup=warmup, duration=duration)
     rows = [m.to_dict() for m in measured]
     if json:
         pairs = [{"ratio_to_first": r.to_dict()} if len(rows) > 1 else {} for r in ratios]
@@ -310,6 +326,7 @@ def bench(
 def inspect(
     model: Annotated[Path, typer.Argument(metavar="ARTIFACT|FILE", help="An artifact's folder or an .onnx file.")],
     json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """Ops, precisions, parameters and MACs of an ONNX file."""
     from vitdeploy.pipeline import inspect_file
@@ -327,7 +344,7 @@ def predict(
     artifact: Annotated[
         Path, typer.Argument(metavar="ARTIFACT", help="An artifact's folder, or an .onnx that vitdeploy wrote.")
     ],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files.")],
     top: Annotated[int, typer.Option(min=1, help="How many classes to print.")] = 5,
     device: Device = "cpu",
     provider: Provider = None,
@@ -336,12 +353,14 @@ def predict(
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """The classes of image files, with the artifact's own preprocessing and labels."""
+    """Classify images with the artifact's own preprocessing."""
     from vitdeploy.pipeline import predict_images
+    from vitdeploy.report.console import ConsoleListener
     from vitdeploy.report.tables import print_json, print_predictions
 
     options = run_options(device, threads, provider, provider_option)
-    results = predict_images(artifact, images, options, top=top)
+    with ConsoleListener(quiet=json):
+        results = predict_images(artifact, images, options, top=top)
     if json:
         print_json(results)
     else:
@@ -350,46 +369,89 @@ def predict(
 
 def main() -> None:
     """Run the command line; exit with the code that the error documents."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that temporary folders are removed
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # the caller closed it
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123
+    exit_on_signals()
+    leave(run())
+
+
+def run() -> int:
+    """One command; returns its exit code."""
     try:
-        app(standalone_mode=False)
+        returned = app(standalone_mode=False)
+        sys.stdout.flush()
+        code = returned if isinstance(returned, int) else 0  # Typer returns 130 on Ctrl-C
     except VitdeployError as error:
-        if "--verbose" in sys.argv or "-v" in sys.argv:
-            import traceback
-
-            traceback.print_exc()
-        from vitdeploy.report.tables import print_error
-
-        print_error(error)
-        leave(error.exit_code)
+        code = report_error(error)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        leave(130)
+        code = 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        leave(141)
+        code = 141
+    except SystemExit as error:
+        if not isinstance(error.__context__, BrokenPipeError):  # which Typer makes an exit with 1
+            raise
+        code = 141
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC)):
+            raise
+        code = report_error(UsageError(f"Cannot write {error.filename or 'the output'}: {error.strerror}."))
     except Exception as error:
-        handle_click(error)
-
-
-def handle_click(error: Exception) -> None:
-    """Typer's own usage errors, in our shape; anything else is a bug and shows its traceback."""
-    if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-        print(f"error: {error.format_message()}", file=sys.stderr)
-        context = getattr(error, "ctx", None)
-        if context is not None:
-            print(f"       Try: {context.command_path} --help", file=sys.stderr)
-        leave(int(error.exit_code))
-    if type(error).__name__ == "Abort":
+        code = report_typer_error(error)
+    if code == 130:
         print("interrupted", file=sys.stderr)
-        leave(130)
-    raise error
+    return code
 
 
-def leave(code: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
+def exit_on_signals() -> None:
+    """A polite kill or a closed terminal unwinds, so that temporary folders and child processes go."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP: so be it
+            signal.signal(number, lambda received, _: sys.exit(128 + received))
+
+
+def report_error(error: VitdeployError) -> int:
+    from vitdeploy.report.tables import print_error
+
+    if "--verbose" in sys.argv or "-v" in sys.argv:
+        import traceback
+
+        traceback.print_exc()
+    with suppress(OSError):  # a full disk behind stderr does not change the code
+        print_error(error)
+    return error.exit_code
+
+
+def report_typer_error(error: Exception) -> int:
+    """Typer's own usage errors, in our shape; anything else is a bug and shows its traceback."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(str(error), file=sys.stderr)
+        return UsageError.exit_code
+    if type(error).__name__ == "Abort":
+        return 130
+    if not (hasattr(error, "format_message") and hasattr(error, "exit_code")):
+        raise error
+    print(f"error: {error.format_message().rstrip('.')}.", file=sys.stderr)
+    context = getattr(error, "ctx", None)
+    if context is not None:
+        print(f"       Try: {context.command_path} --help", file=sys.stderr)
+    return int(error.exit_code)
+
+
+def leave(code: int) -> NoReturn:
+    """Exit with `code`, whatever becomes of what is still to be written."""
+    flush(sys.stdout)
+    flush(sys.stderr)
     raise SystemExit(code)
+
+
+def flush(stream: TextIO) -> None:
+    try:
+        stream.flush()
+    except OSError:  # nobody reads, or the disk is full: the interpreter must not try again on its way out
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack, redirect_stdout
 from typing import TYPE_CHECKING
 
 from vitdeploy.pipeline import Listener
-from vitdeploy.report.tables import mb, print_latency
+from vitdeploy.report.tables import amount, mb, print_latency
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -14,14 +15,27 @@ if TYPE_CHECKING:
     from vitdeploy.artifact import Artifact
     from vitdeploy.models.build import Built
 
+LABEL = 14  # columns of the head's first word
+
 
 class ConsoleListener(Listener):
-    """Prints steps as they end; on a terminal also a spinner while they run."""
+    """Prints steps as they end; on a terminal also a spinner while they run.
+
+    A context manager: within it whatever user code or a library prints goes to stderr, so that stdout is the result's.
+    """
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         self.spinner: Status | None = None
-        self.shown_model = False
+        self.stack = ExitStack()
+
+    def __enter__(self) -> ConsoleListener:
+        self.stack.enter_context(redirect_stdout(sys.stderr))
+        self.stack.callback(self.stop)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stack.close()
 
     def say(self, text: str = "") -> None:
         if not self.quiet:
@@ -29,9 +43,10 @@ class ConsoleListener(Listener):
 
     def model(self, built: Built) -> None:
         spec = built.spec
-        self.say(f"{spec.full_name}   {built.parameters / 1e6:.1f} M parameters   image {spec.input}")
+        size = f"{amount(built.parameters)} parameters"
+        self.say(f"{spec.full_name:<{LABEL}} {size}   image {spec.input}")
         for i, note in enumerate(built.notes):
-            self.say(f"{'weights' if i == 0 else '':14} {note}")
+            self.say(f"{'weights' if i == 0 else '':<{LABEL}} {note}")
         self.say()
 
     def started(self, name: str) -> None:
@@ -58,11 +73,10 @@ class ConsoleListener(Listener):
 def print_artifact(artifact: Artifact) -> None:
     """The end of an export: latency, the files, and what to do next."""
     manifest = artifact.manifest
-    print()
     if manifest.bench:
         print_latency([manifest.bench])
-    sizes = {name: entry["bytes"] for name, entry in manifest.files.items()}
-    files = ", ".join(f"{name} {mb(size)}" if size > 1e5 else name for name, size in sizes.items())
+        print()
+    files = ", ".join(f"{name} {mb(entry['bytes'])}" for name, entry in manifest.files.items())
     print(f"{artifact.folder}/   {files}, manifest.json")
     print(f"next   vitdeploy predict {artifact.folder} photo.jpg")
     print(f"       vitdeploy bench {artifact.folder} --threads 2")

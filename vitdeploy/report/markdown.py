@@ -28,7 +28,7 @@ def report(manifest: Manifest) -> str:
     ]
     lines += verification_lines(manifest.verification) + island_lines(manifest.applied) + bench_lines(manifest.bench)
     lines += ["", "## Environment", ""]
-    lines += [f"- {key}: {plain(value)}" for key, value in manifest.environment.items()]
+    lines += [f"- {key}: {plain(value)}" for key, value in manifest.environment.items() if value is not None]
     return "\n".join(lines) + "\n"
 
 
@@ -118,7 +118,7 @@ def number(value: Any) -> str:
 def plain(value: Any) -> str:
     """JSON values without braces."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{k} {plain(v)}" for k, v in value.items())
+        return ", ".join(f"{k} {plain(v)}" for k, v in value.items() if v is not None)
     if isinstance(value, (list, tuple)):
         return " ".join(plain(v) for v in value)
     return number(value)

@@ -1,0 +1,5 @@
+"""`python -m vitdeploy`: the command line."""
+
+from vitdeploy.cli import main
+
+main()
