@@ -1,4 +1,4 @@
-"""What goes wrong inside a node in fp16 though all that it reads and writes would fit: statistics, softmax, long sums."""
+"""What goes wrong inside a node in fp16 though all that it reads and writes would fit: norms, softmax, long sums."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from vitdeploy.graph.edit import constant, integer, ints, is_constant, only_user
+from vitdeploy.quantize.fp16_types import is_float32
 
 Finding = tuple[str, dict[str, float]]  # the reason in words, and its figures
 See = Callable[[np.ndarray], None]
@@ -24,8 +25,18 @@ REDUCTIONS = {"ReduceMean", "ReduceSum"}
 # Between a sum of squares and the division by its root.
 PATH = {"Add", "Mul", "Div", "Max", "Clip", "Sqrt", "Reciprocal", "Expand", "Reshape", "Unsqueeze", "Squeeze", "Pow"}
 # Between the product of queries and keys and its softmax.
-SCORES = {"Add", "Mul", "Div", "Sub", "Where", "Reshape", "Transpose", "Slice", "Unsqueeze", "Squeeze"}
-PRODUCTS = {"MatMul", "Gemm", "Einsum"}
+SCORES = {"Add", "Mul", "Div", "Sub", "Where", "Reshape", "Transpose", "Slice", "Split", "Unsqueeze", "Squeeze"}
+PRODUCTS = {"MatMul", "Gemm", "Einsum", "Conv"}
+
+
+def short(x: float) -> str:
+    """Two digits: 1.3e5, not 1.3e+05."""
+    return f"{x:.2g}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")
+
+
+def near(x: float) -> str:
+    """How far the largest fp16 number is from x, which is more than SAFE."""
+    return "fp16 ends at 65504" if x > LARGEST else "fp16 ends at 65504, less than 4 times that"
 
 
 class Gauge:
@@ -46,7 +57,7 @@ class Gauge:
 def gauges_of(node: ir.Node) -> Iterator[Gauge]:
     """The gauges that a node of the default ONNX domain wants."""
     x = node.inputs[0] if node.inputs else None
-    if node.domain not in ("", "ai.onnx") or x is None or is_constant(x):
+    if node.domain not in ("", "ai.onnx") or not is_float32(x) or is_constant(x):
         return
     if node.op_type == "BatchNormalization":
         yield RunningVariance(node)
@@ -141,16 +152,15 @@ class Statistics(Gauge):
     def finding(self) -> Finding | None:
         square = self.peak**2
         if square > SAFE:
-            return f"squares: |x| reaches {self.peak:.2g}, its square {square:.2g}; fp16 ends at 65504", {
-                "peak": self.peak,
-                "square": square,
-            }
+            reason = f"norm: |x| reaches {short(self.peak)}, its square {short(square)}; {near(square)}"
+            return reason, {"peak": self.peak, "square": square}
         if self.most > SAFE:
-            return f"squares: their sum reaches {self.most:.2g}, fp16 ends at 65504", {"sum": self.most}
+            return f"norm: squares add up to {short(self.most)}; {near(self.most)}", {"sum": self.most}
         if self.length > LONG and self.sum > SAFE:
-            reason = f"statistics: a sum over {self.length} elements reaches {self.sum:.2g}, fp16 ends at 65504"
+            reason = f"norm: {self.length} elements add up to {short(self.sum)}; {near(self.sum)}"
             return reason, {"length": self.length, "sum": self.sum}
-        return _too_small(self.least)
+        what = "variance + epsilon" if self._centred else "mean square + epsilon" if self._mean else "sum of squares"
+        return _too_small(self.least, what)
 
 
 class RunningVariance(Gauge):
@@ -217,11 +227,10 @@ def _until_division(node: ir.Node) -> list[ir.Node]:
         node = user
 
 
-def _too_small(least: float) -> Finding | None:
+def _too_small(least: float, what: str = "variance + epsilon") -> Finding | None:
     if least >= SMALLEST:
         return None
-    reason = f"variance: variance + epsilon falls to {least:.2g}, fp16 is exact only from 6.1e-5 on"
-    return reason, {"variance": least}
+    return f"norm: {what} falls to {short(least)}; fp16 loses bits below 6.1e-5", {"least": least}
 
 
 # --- softmax ------------------------------------------------------------------------------------------------------
@@ -255,9 +264,8 @@ class SoftmaxScores(Gauge):
     def finding(self) -> Finding | None:
         if self.moved <= MOVED:
             return None
-        reason = (
-            f"softmax: scores reach {self.peak:.2g}, and rounding them to fp16 moves a probability by {self.moved:.2g}"
-        )
+        peak, moved = short(self.peak), short(self.moved)
+        reason = f"softmax: scores reach {peak}, and rounding them to fp16 moves a probability by {moved}"
         return reason, {"peak": self.peak, "moved": self.moved}
 
 
@@ -292,7 +300,8 @@ class AttentionScores(Gauge):
         bound = product * (self.size**-0.5 if scale is None else scale.as_float())
         if product <= SAFE and bound <= self.LIMIT:
             return None
-        return f"softmax: |q| |k| reaches {product:.2g}, so scores may reach {bound:.2g}", {"scores": bound}
+        reason = f"softmax: |q| |k| reaches {short(product)}, so scores may reach {short(bound)}"
+        return reason, {"product": product, "scores": bound}
 
 
 def _score_nodes(softmax: ir.Node) -> list[ir.Node]:
@@ -302,7 +311,7 @@ def _score_nodes(softmax: ir.Node) -> list[ir.Node]:
     while waiting:
         value = waiting.pop()
         node = None if value is None else value.producer()
-        if value is None or node is None or node in nodes or only_user(value) is None:
+        if node is None or node in nodes:
             continue
         if node.op_type in PRODUCTS:
             nodes.append(node)
@@ -338,7 +347,7 @@ class LongSum(Gauge):
     def finding(self) -> Finding | None:
         if self.sum <= SAFE:
             return None
-        reason = f"sum: |x| over {self.length} elements adds up to {self.sum:.2g}, fp16 ends at 65504"
+        reason = f"sum: |x| over {self.length} elements adds up to {short(self.sum)}; {near(self.sum)}"
         return reason, {"length": self.length, "sum": self.sum}
 
 

@@ -8,8 +8,7 @@ that a node computes inside itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -17,20 +16,23 @@ import onnx_ir as ir
 from vitdeploy.errors import UsageError, VerificationFailed
 from vitdeploy.graph.edit import constant, is_constant
 from vitdeploy.graph.run import Probe
-from vitdeploy.quantize.fp16_gauges import LARGEST, SAFE, Finding, Gauge, gauges_of
+from vitdeploy.quantize.fp16_gauges import LARGEST, SAFE, Finding, Gauge, gauges_of, near, short
 from vitdeploy.quantize.fp16_types import READS_ANY, Slot, convertible, input_slot, is_float32
 
 LOSS = 0.01  # of a tensor's RMS (root mean square) that rounding may take
 BLOCK = 1 << 20  # elements looked at at once
-# Inputs that are added to something: what rounding takes from them counts against the sum. None: every input.
-ADDED: dict[str, tuple[int, ...] | None] = {
-    **dict.fromkeys(("Add", "Sub", "Sum", "Max", "Min", "Clip")),
-    **dict.fromkeys(("Gemm", "Conv", "ConvTranspose"), (2,)),
+# Inputs that are added to something, by number: what rounding takes from them counts against the sum.
+ADDED: dict[str, Container[int]] = {
+    **dict.fromkeys(("Add", "Sub", "Sum", "Max", "Min", "Clip"), range(100)),
+    **dict.fromkeys(("Gemm", "Conv", "ConvTranspose", "BatchNormalization"), (2,)),
     **dict.fromkeys(("LayerNormalization", "InstanceNormalization", "GroupNormalization"), (2,)),
-    "BatchNormalization": (2,),
 }
 # For these a bound beyond fp16 means no bound, and infinity serves as well.
 BOUNDED = {"Clip", "Max", "Min"}
+FLOATING = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
+# Every number of the result is one that went in, or its size.
+MOVES = {"Reshape", "Transpose", "Identity", "Flatten", "Squeeze", "Unsqueeze", "Expand", "Slice", "Split", "Gather"}
+MOVES |= {"Relu", "Neg", "Abs", "DepthToSpace", "SpaceToDepth"}
 HEAVY = {"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "Attention"}
 
 
@@ -51,9 +53,6 @@ class Island:
     output: str
     reason: str
     figures: Mapping[str, float]
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class Range:
@@ -123,7 +122,7 @@ class Survey:
                 for name, x in probe.run(feeds):
                     if not np.isfinite(x).all():
                         raise VerificationFailed(
-                            f"'{name}' holds NaN or Inf in fp32 already, on sample {number}: no fp16 graph can be right."
+                            f"'{name}' holds NaN or Inf on sample {number} in fp32 already: fp16 cannot be right."
                         )
                     for see in watches[name]:
                         see(x)
@@ -132,6 +131,7 @@ class Survey:
 def find_islands(survey: Survey, force_fp32: Container[str], half_outputs: bool) -> dict[ir.Node, Island]:
     """The nodes to keep in fp32; each has one reason, the first that holds."""
     measured = {node: found for gauge in survey.gauges if (found := gauge.finding()) for node in gauge.nodes}
+    losses = Losses(survey)
     islands: dict[ir.Node, Island] = {}
     for node in survey.nodes:
         found = (
@@ -140,7 +140,7 @@ def find_islands(survey: Survey, force_fp32: Container[str], half_outputs: bool)
             or overflow(node, survey.ranges)
             or weight_overflow(node, survey.ranges)
             or measured.get(node)
-            or rounding(node, survey)
+            or rounding(node, losses)
         )
         if found:
             islands[node] = _island(node, found)
@@ -168,42 +168,66 @@ def unsupported(node: ir.Node, opset: int) -> Finding | None:
 
 def overflow(node: ir.Node, ranges: Mapping[str, Range]) -> Finding | None:
     """An input or output comes near the largest fp16 number."""
-    values = [v for v in (*node.inputs, *node.outputs) if v is not None and not is_constant(v)]
-    name, peak = max(((v.name or "", ranges[v.name].peak) for v in values if v.name in ranges), key=lambda p: p[1])
+    names = [v.name or "" for v in (*node.inputs, *node.outputs) if v is not None and not is_constant(v)]
+    peak, name = max(((ranges[n].peak, n) for n in names if n in ranges), default=(0.0, ""))
     if peak <= SAFE:
         return None
-    return f"overflow: |{name}| reaches {peak:.2g}, fp16 ends at 65504", {"peak": peak}
+    return f"overflow: |{name}| reaches {short(peak)}; {near(peak)}", {"peak": peak}
 
 
 def weight_overflow(node: ir.Node, ranges: Mapping[str, Range]) -> Finding | None:
     """A weight is larger than the largest fp16 number."""
-    for value in node.inputs:
-        if value is None or not is_constant(value) or value.name not in ranges or node.op_type in BOUNDED:
-            continue
-        peak = ranges[value.name].peak
+    for name in (v.name or "" for v in node.inputs if is_constant(v) and v is not None):
+        peak = ranges[name].peak if name in ranges and node.op_type not in BOUNDED else 0.0
         if peak > LARGEST:
-            return f"weight: |{value.name}| reaches {peak:.2g}, fp16 ends at 65504", {"peak": peak}
+            return f"weight: |{name}| reaches {short(peak)}; {near(peak)}", {"peak": peak}
     return None
 
 
-def rounding(node: ir.Node, survey: Survey) -> Finding | None:
-    """Rounding a tensor that it reads or writes takes more than 1 % of it: subnormals, zeros, or cancellation."""
-    pairs = [(value, node, i) for i, value in enumerate(node.inputs)]
-    pairs += [(value, user, i) for value in node.outputs for user, i in value.uses() if user.op_type not in READS_ANY]
-    pairs += [(value, None, 0) for value in node.outputs if value.is_graph_output()]
-    for value, user, i in pairs:
-        found = None if value is None else survey.ranges.get(value.name or "")
-        if found is None or value is None:
-            continue
-        rms = found.rms
-        if user is not None and user.op_type in ADDED and (ADDED[user.op_type] is None or i in ADDED[user.op_type]):  # type: ignore[operator]
-            total = survey.ranges.get(user.outputs[0].name or "")
-            rms = found.rms if total is None else total.rms
-        if found.error > LOSS * rms:
-            what, lost = ("weight" if is_constant(value) else "rounding"), found.error / rms if rms else 1.0
-            reason = f"{what}: fp16 would lose {lost:.0%} of {value.name}, whose RMS is {found.rms:.2g}"
-            return reason, {"rms": found.rms, "error": found.error, "lost": lost}
-    return None
+def rounding(node: ir.Node, losses: Losses) -> Finding | None:
+    """Rounding a tensor that it reads or writes takes more than 1 %: subnormals, zeros, or cancellation."""
+    found = [(losses.of(value, node, i), value) for i, value in enumerate(node.inputs) if value is not None]
+    found += [(losses.worst[value], value) for value in node.outputs if value in losses.worst]
+    lost, value = max(found, default=(0.0, None), key=lambda pair: pair[0])
+    if lost <= LOSS or value is None:
+        return None
+    rms = losses.ranges[value.name or ""].rms
+    what = "weight" if is_constant(value) else "rounding"
+    reason = f"{what}: fp16 would lose {min(lost, 1):.0%} of {value.name}, whose RMS is {short(rms)}"
+    return reason, {"rms": rms, "lost": lost}
+
+
+class Losses:
+    """What rounding a tensor to fp16 takes from it, as a share of what its reader makes of it.
+
+    A sum or difference is measured by its result: adding a tiny number to a large one loses nothing that counts, and
+    the difference of two large ones may lose everything. What only moves numbers passes its own readers' loss on.
+
+    Attributes:
+        worst: of each node output, over all its readers.
+    """
+
+    def __init__(self, survey: Survey) -> None:
+        self.ranges = survey.ranges
+        self.worst: dict[ir.Value, float] = {}
+        for node in reversed(survey.nodes):
+            for value in node.outputs:
+                readers = [self.of(value, user, i) for user, i in value.uses() if user.op_type not in READS_ANY]
+                own = [self._share(value, value)] if value.is_graph_output() else []
+                self.worst[value] = max(readers + own, default=0.0)
+
+    def of(self, value: ir.Value, user: ir.Node, index: int) -> float:
+        """Lost by `user`, which reads `value` as its input number `index`."""
+        out = user.outputs[0]
+        added = index in ADDED.get(user.op_type, ()) and out.name in self.ranges
+        passed_on = max((self.worst.get(v, 0.0) for v in user.outputs), default=0.0) if user.op_type in MOVES else 0.0
+        return max(self._share(value, out if added else value), passed_on if index == 0 else 0.0)
+
+    def _share(self, value: ir.Value, total: ir.Value) -> float:
+        found, whole = self.ranges.get(value.name or ""), self.ranges.get(total.name or "")
+        if found is None or whole is None or found.error == 0:
+            return 0.0
+        return found.error / whole.rms if whole.rms else float("inf")
 
 
 def float_nodes(model: ir.Model, opset: int) -> list[ir.Node]:
@@ -211,19 +235,25 @@ def float_nodes(model: ir.Model, opset: int) -> list[ir.Node]:
 
     Arithmetic that only makes shapes, positions or scales is left out: fp16 counts no further than 2048.
     """
-    nodes = [node for node in model.graph if any(is_float32(v) for v in (*node.inputs, *node.outputs))]
-    flows: set[ir.Value] = {v for v in model.graph.inputs if is_float32(v)}
+    flows = {v for v in model.graph.inputs if v.dtype in FLOATING}
     wanted: set[ir.Node] = set()
-    for node in nodes:
+    for node in model.graph:
         if any(v in flows for v in node.inputs):
             wanted.add(node)
-            flows.update(v for v in node.outputs if is_float32(v))
+            flows.update(v for v in node.outputs if v.dtype in FLOATING)
+    nodes = [node for node in model.graph if _computes(node)]
     for node in reversed(nodes):
         for value in filter(is_float32, node.outputs):
             reaches = (u in wanted and input_slot(u, i, opset) is Slot.HALF for u, i in value.uses())
             if value.is_graph_output() or any(reaches):
                 wanted.add(node)
     return [node for node in nodes if node in wanted]
+
+
+def _computes(node: ir.Node) -> bool:
+    """Whether float32 numbers matter to it or come from it; only their shape, or integers, is another thing."""
+    values = node.outputs if node.op_type in READS_ANY else (*node.inputs, *node.outputs)
+    return any(is_float32(value) for value in values)
 
 
 def _is_bridge(node: ir.Node, islands: Container[ir.Node], half_outputs: bool) -> bool:
@@ -242,8 +272,8 @@ def _island(node: ir.Node, found: Finding) -> Island:
 
 def _feeds(model: ir.Model, samples: Sequence[np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
     """The samples, cut to the graph's batch where that is fixed."""
-    (image, *_) = model.graph.inputs
-    if len(samples) == 0:
+    image = next((v for v in model.graph.inputs if not v.is_initializer()), None)
+    if image is None or len(samples) == 0:
         raise UsageError("fp16 needs sample inputs, to measure what each tensor holds.")
     batch = image.shape[0] if image.shape is not None and len(image.shape) else None
     for sample in samples:

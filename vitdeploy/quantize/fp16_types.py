@@ -26,7 +26,6 @@ TYPE_ATTRIBUTES = {
 READS_ANY = {"Cast", "Shape", "Size"}
 # The specification allows float16 here, but positions need more than 11 bits.
 POSITIONS = {("Resize", 1)}
-NOT_TENSORS = (ir.SequenceType, ir.OptionalType, ir.SparseTensorType)
 
 
 class Slot(Enum):
@@ -45,8 +44,9 @@ def is_float32(value: ir.Value | None) -> bool:
 def convertible(node: ir.Node, opset: int) -> bool:
     """Whether the node works on float32 tensors and has a float16 form at this opset."""
     schema = _schema(node, opset)
-    values = [*node.inputs, *node.outputs]
-    if schema is None or _has_subgraph(node) or any(isinstance(v.type, NOT_TENSORS) for v in values if v is not None):
+    values = [v for v in (*node.inputs, *node.outputs) if v is not None and v.name]
+    # Sequences hold tensors of one type, and whoever takes them apart must agree.
+    if schema is None or _has_subgraph(node) or not all(isinstance(v.type, ir.TensorType) for v in values):
         return False
     slots = [input_slot(node, i, opset) for i, value in enumerate(node.inputs) if is_float32(value)]
     for i, value in enumerate(node.outputs):
