@@ -160,6 +160,10 @@ class Backend(ABC):
             raise UsageError(f"No such model file: {model}.")
         return self._open(model, options)
 
+    def slow_in_fp16(self, options: RunOptions) -> Mapping[str, str]:
+        """ONNX op types that this runtime runs better in fp32 within an fp16 graph, each with its reason."""
+        return {}
+
     @abstractmethod
     def _compile(self, graph: ir.Model, folder: Path, options: RunOptions, precision: str) -> list[Path]: ...
 

@@ -77,6 +77,11 @@ class OnnxRuntimeBackend(Backend):
         precisions = {"fp32": "fp32 compute", "fp16": half, "int8": "int8 compute", "int8-dynamic": "int8 compute"}
         return Capabilities(True, ort.__version__, tuple(_devices(providers)), precisions)
 
+    def slow_in_fp16(self, options: RunOptions) -> Mapping[str, str]:
+        if (options.provider or options.device) != "cpu":
+            return {}
+        return {"Softmax": "ONNX Runtime's CPU provider spells an fp16 Softmax out in five passes over the scores"}
+
     def _compile(self, graph: ir.Model, folder: Path, options: RunOptions, precision: str) -> list[Path]:
         from vitdeploy.graph.save import save
 

@@ -41,7 +41,7 @@ class InvertedResidual(nn.Module):
 
 def bilinear_matrix(size: int, target: int, align_corners: bool) -> Tensor:
     """The (target, size) matrix of 1-D bilinear interpolation, as torch's interpolate defines it."""
-    matrix = torch.zeros(target, size)
+    rows = []
     for row in range(target):
         if align_corners:
             position = row * (size - 1) / (target - 1) if target > 1 else 0.0
@@ -49,9 +49,11 @@ def bilinear_matrix(size: int, target: int, align_corners: bool) -> Tensor:
             position = max((row + 0.5) * size / target - 0.5, 0.0)
         low = min(int(position), size - 1)
         high = min(low + 1, size - 1)
-        matrix[row, low] += 1 - (position - low)
-        matrix[row, high] += position - low
-    return matrix
+        weights = [0.0] * size
+        weights[low] += 1 - (position - low)
+        weights[high] += position - low
+        rows.append(weights)
+    return torch.tensor(rows)
 
 
 def resize_bilinear(x: Tensor, height: int, width: int, align_corners: bool) -> Tensor:

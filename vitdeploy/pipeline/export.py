@@ -126,10 +126,13 @@ def make_graph(
         ]
     applied: dict[str, Any] = {"precision": request.precision}
     if request.precision == "fp16":
+        from vitdeploy.backends import registry
         from vitdeploy.quantize.fp16 import to_fp16
 
         with steps.step("fp16") as detail:
-            report = to_fp16(graph, range_samples(request, cases), io_precision=request.io_precision)
+            slow = registry.get(request.backend).slow_in_fp16(request.run)
+            samples = range_samples(request, cases)
+            report = to_fp16(graph, samples, io_precision=request.io_precision, slow_in_fp16=slow)
             applied["fp16"] = report.to_dict()
             detail.append(f"{len(report.islands)} ops kept in fp32")
     write_metadata(graph, built.spec, request.precision)

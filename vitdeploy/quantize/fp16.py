@@ -6,7 +6,7 @@ has to be asked for anything. See docs/fp16.md for the reasons that make an isla
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -63,6 +63,7 @@ def to_fp16(
     *,
     io_precision: str = "fp32",
     force_fp32: Container[str] = (),
+    slow_in_fp16: Mapping[str, str] | None = None,
 ) -> Fp16Report:
     """Turn an fp32 graph into fp16, in place, but for the nodes that the samples show to need fp32.
 
@@ -72,6 +73,7 @@ def to_fp16(
             and otherwise a multiple of it.
         io_precision: of the graph's own inputs and outputs, 'fp32' or 'fp16'.
         force_fp32: names of nodes, values or weights that must stay in fp32.
+        slow_in_fp16: op types that the runtime in mind is better off with in fp32, each with its reason.
 
     Raises:
         UsageError: no samples, samples that do not fit, or an io_precision that cannot hold the input or output.
@@ -86,7 +88,7 @@ def to_fp16(
     survey.measure(samples)
     if half_io:
         _check_io(model, survey)
-    islands = find_islands(survey, force_fp32, half_io)
+    islands = find_islands(survey, force_fp32, slow_in_fp16 or {}, half_io)
     converted, casts = convert(model, survey.nodes, islands, survey.opset, half_io)
     return Fp16Report(tuple(islands.values()), converted, casts, before, parameters(model)[1])
 

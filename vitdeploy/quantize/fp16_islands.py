@@ -128,7 +128,9 @@ class Survey:
                         see(x)
 
 
-def find_islands(survey: Survey, force_fp32: Container[str], half_outputs: bool) -> dict[ir.Node, Island]:
+def find_islands(
+    survey: Survey, force_fp32: Container[str], slow_in_fp16: Mapping[str, str], half_outputs: bool
+) -> dict[ir.Node, Island]:
     """The nodes to keep in fp32; each has one reason, the first that holds."""
     measured = {node: found for gauge in survey.gauges if (found := gauge.finding()) for node in gauge.nodes}
     losses = Losses(survey)
@@ -136,6 +138,7 @@ def find_islands(survey: Survey, force_fp32: Container[str], half_outputs: bool)
     for node in survey.nodes:
         found = (
             forced(node, force_fp32)
+            or slow(node, slow_in_fp16)
             or unsupported(node, survey.opset)
             or overflow(node, survey.ranges)
             or weight_overflow(node, survey.ranges)
@@ -148,6 +151,11 @@ def find_islands(survey: Survey, force_fp32: Container[str], half_outputs: bool)
         for node in bridges:
             islands[node] = _island(node, ("between: stands between fp32 nodes, so casts there and back are saved", {}))
     return {node: islands[node] for node in survey.nodes if node in islands}
+
+
+def slow(node: ir.Node, reasons: Mapping[str, str]) -> Finding | None:
+    """The runtime has no fp16 kernel worth having."""
+    return (f"runtime: {reasons[node.op_type]}", {}) if node.domain == "" and node.op_type in reasons else None
 
 
 def forced(node: ir.Node, names: Container[str]) -> Finding | None:
