@@ -327,8 +327,6 @@ def build_factory(name: str, options: BuildOptions) -> Built:
 
 
 def call_factory(name: str) -> nn.Module:
-    from torch import nn
-
     place, _, attribute = name.rpartition(":")
     try:
         if place.endswith(".py"):
@@ -348,6 +346,8 @@ def call_factory(name: str) -> nn.Module:
         factory = getattr(namespace, attribute, None)
         if factory is None:
             raise UsageError(f"{place} has nothing called '{attribute}'.")
+        from torch import nn
+
         made = factory if isinstance(factory, nn.Module) else factory()
     except VitdeployError:
         raise

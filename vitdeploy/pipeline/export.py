@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy.artifact import Artifact, Manifest, Stage, staged
 from vitdeploy.backends.base import Census
-from vitdeploy.errors import MissingDependency, PrecisionNotApplied, UsageError, VerificationFailed
+from vitdeploy.errors import MissingDependency, PrecisionNotApplied, UsageError, VerificationFailed, VitdeployError
 from vitdeploy.models.build import Built
 from vitdeploy.pipeline.request import ExportRequest, Listener, Steps, check_request, request_record
 from vitdeploy.report.tables import mb
@@ -39,7 +39,12 @@ def export(request: ExportRequest, listener: Listener | None = None) -> Artifact
     check_request(request)
     steps = Steps(listener or Listener())
     with staged(request.folder, force=request.force) as stage:
-        return export_into(stage, request, steps, check_backend(request))
+        try:
+            return export_into(stage, request, steps, check_backend(request))
+        except VitdeployError as error:  # the stage is gone when the user reads this
+            error.message = error.message.replace(str(stage.folder), str(request.folder))
+            error.args = (error.message,)
+            raise
 
 
 def check_backend(request: ExportRequest) -> str:

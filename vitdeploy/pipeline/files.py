@@ -65,7 +65,8 @@ def inspect_file(path: Path) -> dict[str, Any]:
     from vitdeploy.graph.ops import summarize
 
     file, _ = model_file(path)
-    return {"file": str(file), "bytes": file.stat().st_size, **summarize(load(file))}
+    summary = summarize(load(file))
+    return {"file": str(file), "bytes": file.stat().st_size, **summary}
 
 
 def predict_images(

@@ -39,6 +39,7 @@ def verify_artifact(
         VerificationFailed: outputs differ; the message names the first node that departs.
         UsageError: the file is not ours, or its weights are gone or have changed.
     """
+    from vitdeploy.graph.load import check_external_data
     from vitdeploy.models.build import rebuild
     from vitdeploy.verify.collect import eager_outputs, make_cases
 
@@ -46,6 +47,7 @@ def verify_artifact(
     file, artifact = model_file(path)
     if artifact is not None:
         warn_of_changes(artifact, steps)
+    check_external_data(file)
     spec = relocated(spec_of(path), weights)
     request = request_of(artifact, file, options or RunOptions(), spec, data, tolerance)
     with steps.step("build") as detail:

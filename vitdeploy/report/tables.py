@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import textwrap
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -217,6 +216,6 @@ def print_json(value: Any) -> None:
 
 def print_error(error: VitdeployError) -> None:
     """What happened, and how to mend it."""
-    print(f"error: {error.message}", file=sys.stderr)
-    if error.fix:
-        print(textwrap.indent(error.fix, "       "), file=sys.stderr)
+    lines = [*error.message.splitlines(), *(error.fix or "").splitlines()]
+    for i, line in enumerate(lines):
+        print(f"       {line}" if i else f"error: {line}", file=sys.stderr)

@@ -1,0 +1,169 @@
+"""The command line in processes of its own: what they print, what they leave behind, how they end."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Traced in a second or two; its weights are the same in every process.
+TINY = """
+import torch
+from torch import nn
+
+
+class Tiny(nn.Module):
+    image_size = 16
+
+    def __init__(self, width):
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 4, 4)
+        self.norm = nn.LayerNorm(width)
+        self.mix = nn.Linear(width, width)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x):
+        x = self.norm(self.stem(x).flatten(2).transpose(1, 2))
+        attention = (x @ x.transpose(1, 2)).softmax(-1)
+        return self.head((x + attention @ self.mix(x)).mean(1))
+
+
+def make(width=8):
+    torch.manual_seed(0)
+    return Tiny(width)
+
+
+def wide():
+    return make(512)
+
+
+def chatty():
+    print("hello from user code")
+    return make()
+
+
+def leaves():
+    raise SystemExit(3)
+
+
+def raises():
+    raise RuntimeError("no such luck")
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def command(*args: object) -> list[str]:
+    return [sys.executable, "-m", "vitdeploy", *map(str, args)]
+
+
+def environment(cwd: Path, **extra: str) -> dict[str, str]:
+    """One thread, temporary files beside the working folder, and no hub to reach."""
+    temporary = cwd.parent / f"{cwd.name}-tmp"
+    temporary.mkdir(exist_ok=True)
+    mine = {
+        "OMP_NUM_THREADS": "1",
+        "TMPDIR": str(temporary),
+        "HF_HOME": str(temporary / "hub"),
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "PYTHONWARNINGS": "",
+    }
+    return {**os.environ, **mine, **extra}
+
+
+def run_cli(*args: object, cwd: Path, env: Mapping[str, str] | None = None, **options: Any) -> Run:
+    """Run `vitdeploy ARGS` in `cwd`."""
+    done = subprocess.run(
+        command(*args),
+        cwd=cwd,
+        env=environment(cwd, **(env or {})),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **options,
+    )
+    return Run(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """A working folder with the tiny model's file in it."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    (folder / "tiny.py").write_text(TINY)
+    return folder
+
+
+@pytest.fixture
+def cli(work: Path) -> Callable[..., Run]:
+    """`cli(*args)` runs vitdeploy in the working folder."""
+
+    def call(*args: object, cwd: Path = work, **options: Any) -> Run:
+        return run_cli(*args, cwd=cwd, **options)
+
+    return call
+
+
+@pytest.fixture
+def tree() -> Callable[[Path], dict[str, str]]:
+    """Every path below a folder with its content's digest; what Python compiles for itself is left out."""
+
+    def look(folder: Path) -> dict[str, str]:
+        found = {}
+        for path in sorted(folder.rglob("*")):
+            if "__pycache__" not in path.parts:
+                content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+                found[str(path.relative_to(folder))] = content
+        return found
+
+    return look
+
+
+@pytest.fixture
+def refused(work: Path, tree: Callable[[Path], dict[str, str]]) -> Callable[..., str]:
+    """Run a command that must be refused: one sentence on stderr, nothing on stdout, nothing left behind."""
+
+    def call(*args: object, code: int = 2, cwd: Path = work, **options: Any) -> str:
+        before = tree(work)
+        run = run_cli(*args, cwd=cwd, **options)
+        assert "Traceback" not in run.err, run.err
+        assert run.code == code, run.err
+        assert run.out == ""
+        lines = run.err.splitlines()
+        at = next((i for i, line in enumerate(lines) if line.startswith("error: ")), None)
+        assert at is not None, f"no error line in {run.err!r}"
+        assert all(line.startswith("       ") for line in lines[at + 1 :]), (
+            f"more than the error and its fix: {run.err}"
+        )
+        assert tree(work) == before
+        left = [path.name for path in work.with_name(f"{work.name}-tmp").glob("vitdeploy-*")]
+        assert not left, f"temporary folders stay: {left}"
+        return "\n".join(lines[at:])
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def exported(session_folder: Path) -> Path:
+    """A folder with tiny.py and a finished artifact of it, `artifact`. Not to be changed."""
+    folder = session_folder / "exported"
+    folder.mkdir()
+    (folder / "tiny.py").write_text(TINY)
+    run = run_cli("export", "tiny.py:make", "--no-bench", "--out", "artifact", cwd=folder)
+    assert run.code == 0, run.err
+    return folder
