@@ -1,7 +1,7 @@
 """Wall time and peak memory of whole exports, as processes, taking turns with a bare export script.
 
-    python benchmarks/export_cost.py                                  # mobilevit_xs --fp16 --no-bench against the bare script
-    python benchmarks/export_cost.py --memory vit_large_patch16_224   # peak memory of one export, over its weights' bytes
+    python benchmarks/export_cost.py                         # mobilevit_xs --fp16 --no-bench against the bare script
+    python benchmarks/export_cost.py --memory vit_large_patch16_224      # peak memory over the weights
 
 Linux and macOS only: times and memory come from the kernel's own account of the finished process and its children.
 """
