@@ -1,8 +1,9 @@
 """Small verbs for rewriting an `onnx_ir` graph.
 
-One rule holds in every rewrite: **a value keeps its name only while it keeps its value.** A tensor whose contents a
-pass changes (a bias folded away, fewer rows) gets a new name. So a name found both in the traced program and in a
-finished graph means the same numbers, and `verify.bisect` may compare them."""
+One rule holds in every rewrite: **what a node makes keeps its name only while it keeps its numbers.** A tensor whose
+contents a pass changes (a bias folded away, fewer rows) gets a new name. So a name found both in the traced program and
+in a finished graph means the same numbers, and `verify.bisect` may compare them. Weights are not bound by it: a weight
+with a BatchNorm folded into it is still called after its layer."""
 
 from __future__ import annotations
 
@@ -65,7 +66,7 @@ def weight(
     name = fresh_name(graph, name)
 
     def tensor() -> ir.Tensor:
-        array = np.ascontiguousarray(compute()).astype(like.numpy(), copy=False)
+        array = np.asarray(compute(), dtype=like.numpy(), order="C")
         return ir.Tensor(array, dtype=like, name=name)
 
     content: Any = (
@@ -143,9 +144,10 @@ def integer(node: ir.Node, name: str, default: int) -> int:
 def settle_names(model: ir.Model) -> None:
     """Give initializers called `name_2`, because an older `name` was in the way, that name now that it is free."""
     initializers = model.graph.initializers
+    taken = {out.name for node in model.graph.all_nodes() for out in node.outputs}
     for value in list(initializers.values()):
         base = re.sub(r"_\d+$", "", value.name or "")
-        if base and base != value.name and base not in initializers:
+        if base and base != value.name and base not in initializers and base not in taken:
             value.name = base
             if value.const_value is not None:
                 value.const_value.name = base

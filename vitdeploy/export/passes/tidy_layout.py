@@ -1,10 +1,13 @@
-"""Reshape and Transpose that do nothing, or undo each other, and copies (Identity, Dropout in inference)."""
+"""Reshape and Transpose that do nothing, or undo each other, and copies (Identity, Dropout in inference).
+
+A Reshape to another tensor's run-time shape is written with a constant, where that shape is known but for the batch."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-from vitdeploy.graph.edit import dims, ints, reshape_target, sweep, take_over
+from vitdeploy.export.passes.narrow_tokens import BINARY
+from vitdeploy.graph.edit import dims, integer, ints, reshape_target, sweep, take_over
 
 
 def tidy_layout(model: ir.Model) -> int:
@@ -26,6 +29,8 @@ def tidy_one(node: ir.Node) -> bool:
         return False
     if node.op_type in ("Identity", "Dropout") or (node.op_type in ("Reshape", "Expand") and same_shape(source, out)):
         return bypass(source, out)
+    if restore_shape(node, out):
+        return True
     above = source.producer()
     if node.op_type == "Transpose":
         perm = ints(node, "perm")
@@ -40,6 +45,39 @@ def tidy_one(node: ir.Node) -> bool:
     if node.op_type == "Reshape" and above is not None and above.op_type == "Reshape" and above.domain == "":
         return merge_reshapes(node, above)
     return False
+
+
+def restore_shape(node: ir.Node, out: ir.Value) -> bool:
+    """Note a shape that the exporter left open, and write the target of a Reshape to Shape(y) as a constant."""
+    if node.op_type in BINARY and "None" in (dims(out) or ()):
+        shapes = [dims(value) or ("None",) for value in node.inputs]
+        full = next((s for s in shapes if "None" not in s and all(broadcasts(other, s) for other in shapes)), None)
+        out.shape = out.shape if full is None else ir.Shape(list(full))
+        return full is not None
+    if node.op_type != "Reshape" or node.inputs[1] is None:
+        return False
+    maker = node.inputs[1].producer()
+    if maker is None or maker.op_type != "Shape" or maker.domain != "" or "end" in maker.attributes:
+        return False
+    shape = dims(maker.inputs[0])
+    if (
+        shape is None
+        or "None" in shape
+        or integer(maker, "start", 0) != 0
+        or sum(isinstance(d, str) for d in shape) > 1
+    ):
+        return False
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)
+    node.replace_input_with(1, reshape_target(graph, shape, f"{out.name}"))
+    node.attributes.pop("allowzero", None)
+    out.shape = ir.Shape(list(shape))
+    return True
+
+
+def broadcasts(shape: tuple[int | str, ...], to: tuple[int | str, ...]) -> bool:
+    """Whether `shape` broadcasts to `to` by ONNX's rules, without changing it."""
+    return len(shape) <= len(to) and all(a in (b, 1) for a, b in zip(reversed(shape), reversed(to), strict=False))
 
 
 def same_shape(a: ir.Value, b: ir.Value) -> bool:
