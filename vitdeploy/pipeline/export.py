@@ -206,11 +206,14 @@ def failed(
         manifest = replace(manifest, verification={**verification.to_dict(), "departure": departure.to_dict()})
     (stage.folder / "report.md").write_text(report(manifest), encoding="utf-8")
     artifact = stage.commit(manifest, failed=True)
-    where = f" {departure}" if departure is not None else ""
-    return VerificationFailed(
-        f"{' '.join(verification.reasons)}{where}",
-        fix=f"The artifact is kept apart in {artifact.folder}/ with its report.",
-    )
+    kept = f"The artifact is kept apart in {artifact.folder}/ with its report."
+    return verdict(verification, departure, kept)
+
+
+def verdict(verification: Verification, departure: Departure | None, *more: str) -> VerificationFailed:
+    """The reasons, then the first node that departs."""
+    lines = ([str(departure)] if departure is not None else []) + list(more)
+    return VerificationFailed(" ".join(verification.reasons), fix="\n".join(lines) or None)
 
 
 def find_departure(

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy.artifact import Artifact
 from vitdeploy.backends.base import RunOptions
-from vitdeploy.errors import UsageError, VerificationFailed
+from vitdeploy.errors import UsageError
 from vitdeploy.models.build import BuildOptions
-from vitdeploy.pipeline.export import find_departure, judge, run_candidate
+from vitdeploy.pipeline.export import find_departure, judge, run_candidate, verdict
 from vitdeploy.pipeline.files import model_file, spec_of
 from vitdeploy.pipeline.request import ExportRequest, Listener, Steps
 from vitdeploy.spec import ModelSpec
@@ -63,8 +63,7 @@ def verify_artifact(
     if not verification:
         with steps.step("bisect"):
             departure = find_departure(request, spec, file, cases[0], verification)
-        where = f" {departure}" if departure is not None else ""
-        raise VerificationFailed(f"{' '.join(verification.reasons)}{where}")
+        raise verdict(verification, departure)
     return verification
 
 

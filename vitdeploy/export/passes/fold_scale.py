@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.graph.edit import constant, only_user, sweep, take_over
-from vitdeploy.graph.linear import is_channel_vector, layout_chain, linear_at, rebuild, replay, scaled
+from vitdeploy.graph.edit import constant, dims, only_user, sweep, take_over
+from vitdeploy.graph.linear import Linear, layout_chain, linear_at, rebuild, replay, scaled
 
 
 def fold_scale(model: ir.Model) -> int:
@@ -30,11 +30,8 @@ def fold_one(node: ir.Node) -> int:
     linear = linear_at(start)
     if linear is None or (chain and only_user(start) is not chain[-1]):
         return 0
-    factor_value = second if data is first else first
-    per_channel = not chain and linear.node.op_type != "Conv" and is_channel_vector(factor_value, linear.channels)
-    if linear.node.op_type == "Conv" and not chain and factor.ndim >= 3:
-        per_channel = factor.shape[-3:] == (linear.channels, 1, 1) and factor.size == linear.channels
-    if factor.size != 1 and not per_channel:
+    rank = len(dims(data) or (1,))
+    if factor.ndim > rank or (factor.size != 1 and (chain or not per_channel(factor, linear, rank))):
         return 0
     gain = factor.astype(np.float64).reshape(-1)
     gain = 1 / gain if node.op_type == "Div" else gain
@@ -49,3 +46,9 @@ def fold_one(node: ir.Node) -> int:
     )
     take_over(node.outputs[0], replay(chain, out, node, "/scaled") if chain else out)
     return 1
+
+
+def per_channel(factor: np.ndarray, linear: Linear, rank: int) -> bool:
+    """Whether the factor has one number for each output channel, and stands along their axis of a result of `rank`."""
+    behind = rank - 2 if linear.node.op_type == "Conv" else 0  # axes after the channels
+    return factor.ndim > behind and factor.size == linear.channels == factor.shape[factor.ndim - 1 - behind]
