@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import signal
-import sys
-from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TextIO
+from typing import Annotated, Any
 
 import typer
 
 from vitdeploy import __version__
-from vitdeploy.errors import UsageError, VitdeployError
+from vitdeploy.errors import UsageError
+from vitdeploy.exits import run
 
 app = typer.Typer(
     name="vitdeploy",
@@ -368,90 +364,8 @@ def predict(
 
 
 def main() -> None:
-    """Run the command line; exit with the code that the error documents."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # the caller closed it
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123
-    exit_on_signals()
-    leave(run())
-
-
-def run() -> int:
-    """One command; returns its exit code."""
-    try:
-        returned = app(standalone_mode=False)
-        sys.stdout.flush()
-        code = returned if isinstance(returned, int) else 0  # Typer returns 130 on Ctrl-C
-    except VitdeployError as error:
-        code = report_error(error)
-    except KeyboardInterrupt:
-        code = 130
-    except BrokenPipeError:
-        code = 141
-    except SystemExit as error:
-        if not isinstance(error.__context__, BrokenPipeError):  # which Typer makes an exit with 1
-            raise
-        code = 141
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC)):
-            raise
-        code = report_error(UsageError(f"Cannot write {error.filename or 'the output'}: {error.strerror}."))
-    except Exception as error:
-        code = report_typer_error(error)
-    if code == 130:
-        print("interrupted", file=sys.stderr)
-    return code
-
-
-def exit_on_signals() -> None:
-    """A polite kill or a closed terminal unwinds, so that temporary folders and child processes go."""
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP: so be it
-            signal.signal(number, lambda received, _: sys.exit(128 + received))
-
-
-def report_error(error: VitdeployError) -> int:
-    from vitdeploy.report.tables import print_error
-
-    if "--verbose" in sys.argv or "-v" in sys.argv:
-        import traceback
-
-        traceback.print_exc()
-    with suppress(OSError):  # a full disk behind stderr does not change the code
-        print_error(error)
-    return error.exit_code
-
-
-def report_typer_error(error: Exception) -> int:
-    """Typer's own usage errors, in our shape; anything else is a bug and shows its traceback."""
-    if type(error).__name__ == "NoArgsIsHelpError":
-        print(str(error), file=sys.stderr)
-        return UsageError.exit_code
-    if type(error).__name__ == "Abort":
-        return 130
-    if not (hasattr(error, "format_message") and hasattr(error, "exit_code")):
-        raise error
-    print(f"error: {error.format_message().rstrip('.')}.", file=sys.stderr)
-    context = getattr(error, "ctx", None)
-    if context is not None:
-        print(f"       Try: {context.command_path} --help", file=sys.stderr)
-    return int(error.exit_code)
-
-
-def leave(code: int) -> NoReturn:
-    """Exit with `code`, whatever becomes of what is still to be written."""
-    flush(sys.stdout)
-    flush(sys.stderr)
-    raise SystemExit(code)
-
-
-def flush(stream: TextIO) -> None:
-    try:
-        stream.flush()
-    except OSError:  # nobody reads, or the disk is full: the interpreter must not try again on its way out
-        with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    """Run the command line; exit with the code that docs/cli.md lists."""
+    run(app)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,33 @@ def cli(work: Path) -> Callable[..., Run]:
         return run_cli(*args, cwd=cwd, **options)
 
     return call
+
+
+@pytest.fixture
+def launch(work: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """`launch(*args)` starts vitdeploy in the working folder, in a process group of its own; it ends with the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def call(*args: object, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            command(*args),
+            cwd=work,
+            env=environment(work, **(env or {})),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            **options,
+        )
+        started.append(process)
+        return process
+
+    yield call
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import sys
 from contextlib import ExitStack, redirect_stdout
 from typing import TYPE_CHECKING
 
+from vitdeploy.exits import stop_if_asked
 from vitdeploy.pipeline import Listener
 from vitdeploy.report.tables import amount, mb, print_latency
 
@@ -50,6 +51,7 @@ class ConsoleListener(Listener):
         self.say()
 
     def started(self, name: str) -> None:
+        stop_if_asked()
         if self.quiet or not sys.stderr.isatty():
             return
         from rich.console import Console
@@ -58,6 +60,7 @@ class ConsoleListener(Listener):
         self.spinner.start()
 
     def step(self, name: str, detail: str, seconds: float) -> None:
+        stop_if_asked()
         self.stop()
         self.say(f"  {name:<10} {seconds:5.1f} s   {detail}")
 
