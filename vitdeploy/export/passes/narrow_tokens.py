@@ -40,14 +40,15 @@ def narrow_tokens(model: ir.Model) -> int:
     cut = plan(model.graph)
     if not any(node.op_type in ("MatMul", "Gemm") for node in cut.nodes):
         return 0
-    new: dict[ir.Value, ir.Value] = {}
+    new: dict[tuple[ir.Value, Demand], ir.Value] = {}
     for node in list(model.graph):
         if node in cut.nodes:
             rebuild_narrow(node, cut, new)
-        elif (demand := selection(node)) is not None and cut.wants.get(node.inputs[0]):  # type: ignore[arg-type]
-            source = node.inputs[0]
-            assert source is not None
-            node.replace_input_with(0, narrowed(source, demand, node, cut, new))
+            continue
+        source = node.inputs[0] if node.inputs else None
+        maker = source.producer() if source is not None else None
+        if source is not None and maker in cut.nodes and selection(node) is not None:
+            node.replace_input_with(0, new[source, cut.nodes[maker]])
     sweep(model)
     return len(cut.nodes)
 
@@ -134,7 +135,8 @@ def needs_of(node: ir.Node, demand: Demand) -> Mapping[int, Demand] | None:
         return None if perm is None else {0: (perm[axis], count)}
     if kind == "Reshape":
         source = same_axis(data, out, axis)
-        return None if source is None else {0: (source, count)}
+        writable = sum(isinstance(d, str) for d in out) <= 1
+        return {0: (source, count)} if writable and source is not None else None
     return None
 
 
@@ -154,30 +156,33 @@ def same_axis(before: tuple[int | str, ...], after: tuple[int | str, ...], axis:
     return None
 
 
-def narrowed(value: ir.Value, demand: Demand, before: ir.Node, cut: Cut, new: dict[ir.Value, ir.Value]) -> ir.Value:
+def narrowed(
+    value: ir.Value, demand: Demand, before: ir.Node, cut: Cut, new: dict[tuple[ir.Value, Demand], ir.Value]
+) -> ir.Value:
     """The leading part of `value`: computed narrow where its producer can, else sliced."""
-    if value in new:
-        return new[value]
+    if (value, demand) in new:
+        return new[value, demand]
     axis, count = demand
     graph = before.graph
     assert isinstance(graph, ir.Graph)
-    count = max(n for _, n in cut.wants[value]) if value in cut.wants else count
     fixed = constant(value)
     if fixed is not None:
         part = np.take(fixed, np.arange(count), axis=axis)
-        new[value] = array(graph, f"{value.name}.first{count}", part)
-        return new[value]
+        new[value, demand] = array(graph, f"{value.name}.first{count}", part)
+        return new[value, demand]
+    maker = value.producer()
+    source = new[value, cut.nodes[maker]] if maker in cut.nodes else value  # wider, where another reader wants more
     shape = list(dims(value) or ())
     shape[axis] = count
     bounds = [
         array(graph, f"{value.name}/{what}", np.array([n]))
         for what, n in (("start", 0), ("end", count), ("axis", axis))
     ]
-    new[value] = add_node(before, "Slice", [value, *bounds], f"{value.name}/first{count}", value, shape)
-    return new[value]
+    new[value, demand] = add_node(before, "Slice", [source, *bounds], f"{value.name}/first{count}", value, shape)
+    return new[value, demand]
 
 
-def rebuild_narrow(node: ir.Node, cut: Cut, new: dict[ir.Value, ir.Value]) -> None:
+def rebuild_narrow(node: ir.Node, cut: Cut, new: dict[tuple[ir.Value, Demand], ir.Value]) -> None:
     axis, count = cut.nodes[node]
     needs = needs_of(node, (axis, count)) or {}
     out = node.outputs[0]
@@ -192,4 +197,6 @@ def rebuild_narrow(node: ir.Node, cut: Cut, new: dict[ir.Value, ir.Value]) -> No
         graph = node.graph
         assert isinstance(graph, ir.Graph)
         inputs[1] = reshape_target(graph, shape, f"{out.name}/first{count}")
-    new[out] = add_node(node, node.op_type, inputs, f"{out.name}/first{count}", out, shape, **dict(node.attributes))
+    new[out, cut.nodes[node]] = add_node(
+        node, node.op_type, inputs, f"{out.name}/first{count}", out, shape, **dict(node.attributes)
+    )
