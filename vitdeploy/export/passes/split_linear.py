@@ -44,20 +44,21 @@ def split_one(node: ir.Node) -> int:
     sizes = piece_sizes(node, length)
     if sizes is None:
         return 0
-    linear, heads = linear_at(source), 1
+    linear, heads = linear_at(source), None
     reshape = source.producer()
     if linear is None and reshape is not None and reshape.op_type == "Reshape":
         inner = reshape.inputs[0]
-        if inner is not None and only_user(inner) is reshape and splits_channels(dims(inner), shape):
+        writable = sum(isinstance(d, str) for d in shape) <= 1
+        if inner is not None and writable and only_user(inner) is reshape and splits_channels(dims(inner), shape):
             linear, heads = linear_at(inner), int(shape[-2])
     if linear is None or linear.node.op_type == "Conv":
         return 0
     offset = 0
     for out, size in zip(node.outputs, sizes, strict=True):
-        columns = (np.arange(heads)[:, None] * length + np.arange(offset, offset + size)).reshape(-1)
+        columns = (np.arange(heads or 1)[:, None] * length + np.arange(offset, offset + size)).reshape(-1)
         offset += size
         if out.uses() or out.is_graph_output():
-            emit_piece(linear, node, out, columns, heads, size, len(shape) - 1 if heads > 1 else 0)
+            emit_piece(linear, node, out, columns, heads, size)
     return 1
 
 
@@ -69,11 +70,10 @@ def splits_channels(inner: tuple[int | str, ...] | None, outer: tuple[int | str,
     return isinstance(heads, int) and isinstance(width, int) and isinstance(channels, int) and heads * width == channels
 
 
-def emit_piece(
-    linear: Linear, node: ir.Node, out: ir.Value, columns: np.ndarray, heads: int, size: int, reshape_rank: int
-) -> None:
+def emit_piece(linear: Linear, node: ir.Node, out: ir.Value, columns: np.ndarray, heads: int | None, size: int) -> None:
+    """Put the Linear of these columns in place of one output; `heads`, where the channels were cut, cuts it again."""
     index = node.outputs.index(out)
-    pieces = "qkv" if len(node.outputs) == 3 else ("kv" if len(node.outputs) == 2 and heads > 1 else None)
+    pieces = "qkv" if len(node.outputs) == 3 else ("kv" if len(node.outputs) == 2 and heads else None)
     label = f"{linear.label}.{pieces[index] if pieces else index}"
     name = out.name or label
     value = rebuild(
@@ -83,9 +83,9 @@ def emit_piece(
         None if linear.b is None else lambda: linear.bias()[columns],
         len(columns),
         label,
-        name if not reshape_rank else f"{name}/flat",
+        f"{name}/flat" if heads else name,
     )
-    if reshape_rank:
+    if heads:
         shape = [*(dims(value) or ())[:-1], heads, size]
         graph = node.graph
         assert isinstance(graph, ir.Graph)
