@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.graph.edit import constant, dims, is_constant, only_user, sweep, take_over
+from vitdeploy.graph.edit import constant, dims, integer, is_constant, only_user, sweep, take_over
 from vitdeploy.graph.linear import Linear, layout_chain, linear_at, rebuild, replay, scaled
 
 
@@ -15,7 +15,7 @@ def fold_batchnorm(model: ir.Model) -> int:
     for node in list(model.graph):
         if node.op_type != "BatchNormalization" or node.domain != "" or len([o for o in node.outputs if o.uses()]) > 1:
             continue
-        if not all(is_constant(value) for value in node.inputs[1:5]):
+        if integer(node, "training_mode", 0) or not all(is_constant(value) for value in node.inputs[1:5]):
             continue
         count += into_producer(node) or into_consumer(node)
     sweep(model)
