@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy.artifact import Artifact
 from vitdeploy.backends.base import RunOptions
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import UsageError, VitdeployError
 from vitdeploy.models.build import BuildOptions
 from vitdeploy.pipeline.export import find_departure, judge, run_candidate, verdict
 from vitdeploy.pipeline.files import model_file, spec_of
@@ -61,9 +61,13 @@ def verify_artifact(
         verification = judge(request, cases, reference, run_candidate(request, file, cases))
         detail += [verification.summary(), "PASS" if verification else "FAIL"]
     if not verification:
-        with steps.step("bisect"):
-            departure = find_departure(request, spec, file, cases[0], verification)
-        raise verdict(verification, departure)
+        departure, unknown = None, []
+        try:
+            with steps.step("bisect"):
+                departure = find_departure(request, spec, file, cases[0], verification)
+        except VitdeployError as error:  # the verdict must not be lost to the search for its cause
+            unknown = [f"The node at fault was not found: {error.message}"]
+        raise verdict(verification, departure, *unknown)
     return verification
 
 

@@ -62,7 +62,7 @@ class ConsoleListener(Listener):
     def step(self, name: str, detail: str, seconds: float) -> None:
         stop_if_asked()
         self.stop()
-        self.say(f"  {name:<10} {seconds:5.1f} s   {detail}")
+        self.say(f"  {name:<10} {seconds:5.1f} s   {detail}".rstrip())
 
     def note(self, text: str) -> None:
         self.say(f"  note       {text}")
