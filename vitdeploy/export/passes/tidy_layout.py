@@ -89,6 +89,8 @@ def bypass(source: ir.Value, out: ir.Value) -> bool:
     """Let the users of `out` read `source`, unless that would rename an input or output of the graph."""
     if out.is_graph_output() and (source.is_graph_input() or source.is_graph_output() or source.is_initializer()):
         return False
+    if not out.uses() and not out.is_graph_output():
+        return False  # nobody to bypass it for: a Dropout whose mask alone is read
     if out.is_graph_output():
         take_over(out, source)
     else:
