@@ -181,7 +181,6 @@ def test_graph_stays_valid_with_two_dynamic_dimensions() -> None:
     apply_and_compare(model, split_linear)
 
 
-@pytest.mark.xfail(strict=True, reason="graph.linear.linear_at takes a bias of more dimensions than the product")
 def test_bias_that_adds_a_dimension_is_left_alone() -> None:
     body = "m = MatMul(x, w); a = Add(m, b); q, v = Split <axis = -1, num_outputs = 2> (a)"
     model = graph("float[B,8] x", "float[1,B,3] q, float[1,B,3] v", body, w=W, b=B.reshape(1, 1, 6))

@@ -64,7 +64,9 @@ def linear_at(value: ir.Value | None) -> Linear | None:
             if inner is None or inner.op_type != "MatMul" or not is_constant(bias) or is_constant(data):
                 continue
             found = linear_at(data)
-            if found and data is not None and only_user(data) is node and is_channel_vector(bias, found.channels):
+            wider = len(dims(bias) or ()) > len(dims(data) or ())  # the sum has more dimensions than the product
+            alone = data is not None and only_user(data) is node
+            if found and alone and not wider and is_channel_vector(bias, found.channels):
                 return Linear(found.node, found.x, found.w, bias, value, found.axis)
         return None
     if node.domain != "" or node.op_type not in ("MatMul", "Gemm", "Conv"):
