@@ -88,11 +88,10 @@ def flatten(value: ir.Value, before: ir.Node, flat: dict[ir.Value, ir.Value]) ->
     if producer is not None and producer.domain == "" and (data := tokenwise(producer)) is not None:
         flatten_tokenwise(producer, data, producer, flat)
         return flat[value]
-    after = before
-    if producer is not None and isinstance(producer.graph, ir.Graph):
-        after = next_node(producer.graph, producer) or before
-    graph = after.graph
+    graph = before.graph
     assert isinstance(graph, ir.Graph)
+    # right where the value comes to be: the next to read the flat form may stand before this one
+    after = graph[0] if producer is None else next_node(graph, producer) or before
     shape = flat_shape(value)
     target = reshape_target(graph, ["tokens", shape[-1]], f"{value.name}/flat")
     flat[value] = add_node(after, "Reshape", [value, target], f"{value.name}/flat", value, shape)
