@@ -14,7 +14,7 @@ SLOW = [
     DEIT,
     ("mobilevit_xxs", "--image-size", "64"),
     ("mobilevitv2_050", "--image-size", "64"),
-    ("levit_128s", "--batch", "2"),
+    ("levit_192", "--batch", "2"),
 ]
 
 
