@@ -47,7 +47,7 @@ ProviderOption = Annotated[
     list[str] | None, typer.Option(metavar="KEY=VALUE", help="Passed to the provider; repeatable.")
 ]
 Optimization = Annotated[str, typer.Option(help="The runtime's own graph optimisation: all, extended, basic, off.")]
-Threads = Annotated[int, typer.Option(min=0, help="Threads; 0 leaves it to the runtime.")]
+Threads = Annotated[int, typer.Option(min=0, max=1024, help="Threads; 0 leaves it to the runtime.")]
 Warmup = Annotated[float, typer.Option(min=0, help="Seconds of runs before the first sample.")]
 Duration = Annotated[float, typer.Option(min=0, help="Seconds of sampling.")]
 Tolerance = Annotated[float | None, typer.Option(help="Largest error allowed, relative to the largest logit.")]

@@ -29,6 +29,7 @@ def run(app: Callable[..., Any]) -> NoReturn:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # the caller closed it
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123
+        getattr(sys, name).reconfigure(errors="backslashreplace")  # a terminal of another alphabet
     unwind_on_signals()
     try:
         returned = app(standalone_mode=False)

@@ -49,6 +49,7 @@ EXPORT = ("export", "mobilevit_xxs", "--no-bench")
         ((*EXPORT, "--in-chans", "0"), "in_chans is 0"),
         ((*EXPORT, "--opset", "3"), "Opset 3 is not one from 18 to 24."),
         ((*EXPORT, "--threads", "-1"), "'--threads'"),
+        ((*EXPORT, "--threads", "99999"), "'--threads'"),
         ((*EXPORT, "--duration", "nan"), "'--duration'"),
         ((*EXPORT, "--tolerance", "0"), "tolerance 0.0 is not a positive number"),
         ((*EXPORT, "--tolerance", "inf"), "tolerance inf is not a positive number"),

@@ -180,6 +180,18 @@ def test_output_that_nobody_reads_or_that_is_full_shows_no_traceback(work: Path,
             assert end(full) == (2, f"error: Cannot write the output: {os.strerror(errno.ENOSPC)}.\n")
 
 
+def test_other_alphabet_is_escaped_when_the_terminal_has_only_ascii(cli: Cli, exported: Path, work: Path) -> None:
+    (work / "d\u00e9j\u00e0 vu").symlink_to(exported / "artifact")
+    run = cli("info", "d\u00e9j\u00e0 vu", env={"PYTHONIOENCODING": "ascii"})
+    assert (run.code, run.err) == (0, "")
+    assert "d\\xe9j\\xe0 vu" in run.out
+
+
+def test_next_commands_are_quoted_for_the_shell(cli: Cli) -> None:
+    run = cli("export", "tiny.py:make", "--no-bench", "--out", "two words")
+    assert "next   vitdeploy predict 'two words' photo.jpg" in run.out
+
+
 def test_verbose_shows_the_traceback_of_an_error(cli: Cli) -> None:
     quiet, verbose = cli("export", "mobilevit_xsx"), cli("export", "mobilevit_xsx", "-v")
     assert "Traceback" not in quiet.err

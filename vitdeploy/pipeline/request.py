@@ -125,11 +125,15 @@ def check_request(request: ExportRequest) -> None:
         raise UsageError(f"Opset {request.opset} is not one from {OPSETS.start} to {OPSETS.stop - 1}.")
     if request.run.threads < 0 or request.duration < 0 or request.warmup < 0:
         raise UsageError("Threads, warm-up and duration cannot be negative.")
-    if request.tolerance is not None and not 0 < request.tolerance < math.inf:
-        raise UsageError(f"The tolerance {request.tolerance} is not a positive number.")
+    check_tolerance(request.tolerance)
     if request.data is not None and not request.data.exists():
         raise UsageError(f"There is no {request.data}.")
     check(request.model, request.build)
+
+
+def check_tolerance(tolerance: float | None) -> None:
+    if tolerance is not None and not 0 < tolerance < math.inf:
+        raise UsageError(f"The tolerance {tolerance} is not a positive number.")
 
 
 def check_batch(batch: int | tuple[int, int, int]) -> None:

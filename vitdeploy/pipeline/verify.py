@@ -12,7 +12,7 @@ from vitdeploy.errors import UsageError, VitdeployError
 from vitdeploy.models.build import BuildOptions
 from vitdeploy.pipeline.export import find_departure, judge, run_candidate, verdict
 from vitdeploy.pipeline.files import model_file, spec_of
-from vitdeploy.pipeline.request import ExportRequest, Listener, Steps
+from vitdeploy.pipeline.request import ExportRequest, Listener, Steps, check_tolerance
 from vitdeploy.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def verify_artifact(
     from vitdeploy.models.build import rebuild
     from vitdeploy.verify.collect import eager_outputs, make_cases
 
+    check_tolerance(tolerance)
     steps = Steps(listener or Listener())
     file, artifact = model_file(path)
     if artifact is not None:
@@ -50,10 +51,10 @@ def verify_artifact(
     check_external_data(file)
     spec = relocated(spec_of(path), weights)
     request = request_of(artifact, file, options or RunOptions(), spec, data, tolerance)
+    cases = make_cases(spec.input, request.batches, data)
     with steps.step("build") as detail:
         built = rebuild(spec)
         detail.append(spec.full_name)
-    cases = make_cases(spec.input, request.batches, data)
     with steps.step("eager"):
         reference = eager_outputs(built.module, cases)
     del built

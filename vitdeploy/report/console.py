@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from contextlib import ExitStack, redirect_stdout
 from typing import TYPE_CHECKING
@@ -81,6 +82,7 @@ def print_artifact(artifact: Artifact) -> None:
         print()
     files = ", ".join(f"{name} {mb(entry['bytes'])}" for name, entry in manifest.files.items())
     print(f"{artifact.folder}/   {files}, manifest.json")
-    print(f"next   vitdeploy predict {artifact.folder} photo.jpg")
-    print(f"       vitdeploy bench {artifact.folder} --threads 2")
-    print(f"       vitdeploy inspect {artifact.folder}")
+    folder = shlex.quote(str(artifact.folder))
+    print(f"next   vitdeploy predict {folder} photo.jpg")
+    print(f"       vitdeploy bench {folder} --threads 2")
+    print(f"       vitdeploy inspect {folder}")
