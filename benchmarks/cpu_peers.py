@@ -87,10 +87,11 @@ def main() -> None:
                     outputs = [s.run(None, {"image": image})[0] for s in sessions]
                     difference = np.abs(outputs[0] - outputs[1]).max() / np.abs(outputs[0]).max()
                     calls = [partial(s.run, None, {"image": image}) for s in sessions]
-                    a, b = measure_interleaved(calls, 1.0, arguments.seconds)
-                    ratio = ratio_of_interleaved(a, b)
+                    turns = measure_interleaved(calls, 1.0, arguments.seconds)
+                    ratio = ratio_of_interleaved(*turns)
+                    a, b = (1e3 * np.median([sample for turn in candidate for sample in turn]) for candidate in turns)
                     lines.append(
-                        f"| {name} | {batch} | {threads} | {1e3 * np.median(a):.2f} | {1e3 * np.median(b):.2f} | "
+                        f"| {name} | {batch} | {threads} | {a:.2f} | {b:.2f} | "
                         f"**{ratio.median:.3f}** | {ratio.low:.3f} to {ratio.high:.3f} | {difference:.1e} |"
                     )
                     print(lines[-1], flush=True)

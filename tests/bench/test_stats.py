@@ -77,35 +77,48 @@ def test_latency_stats_raise_usage_error_when_samples_are_wrong(samples: list[fl
         LatencyStats.from_seconds(samples, batch)
 
 
-def test_ratio_is_of_the_pairs_when_the_machine_drifts() -> None:
+def test_ratio_is_of_the_rounds_when_the_machine_drifts() -> None:
     rng = np.random.default_rng(0)
-    drift = np.linspace(1, 5, 200)  # the machine slows down fivefold, both candidates alike
-    a, b = 2 * drift * rng.uniform(0.99, 1.01, 200), drift * rng.uniform(0.99, 1.01, 200)
+    drift = np.linspace(1, 5, 200)[:, None]  # the machine slows down fivefold, both candidates alike
+    a, b = 2 * drift * rng.uniform(0.99, 1.01, (200, 7)), drift * rng.uniform(0.99, 1.01, (200, 7))
     ratio = ratio_of_interleaved(a.tolist(), b.tolist())
-    assert ratio.median == pytest.approx(statistics.median(x / y for x, y in zip(a, b, strict=True)))
+    by_round = [statistics.median(x) / statistics.median(y) for x, y in zip(a, b, strict=True)]
+    assert ratio.median == pytest.approx(statistics.median(by_round))
     assert 1.99 < ratio.low <= ratio.median <= ratio.high < 2.01
     assert ratio.low < ratio.high
-    assert ratio == ratio_of_interleaved(a, b)
-    inverse = ratio_of_interleaved(b, a)
+    assert ratio == ratio_of_interleaved(list(a), list(b))
+    inverse = ratio_of_interleaved(list(b), list(a))
     assert inverse.median == pytest.approx(0.5, rel=0.01)
 
 
-def test_ratio_interval_covers_the_truth_about_19_times_in_20() -> None:
+def test_ratio_interval_covers_the_truth_when_calls_of_a_turn_are_alike() -> None:
     rng = np.random.default_rng(1)
     hits = 0
     for trial in range(60):
-        ratio = ratio_of_interleaved(np.exp(rng.normal(0, 0.1, 40)), np.ones(40), seed=trial)
+        turns = np.exp(rng.normal(0, 0.1, (40, 1)) + rng.normal(0, 0.01, (40, 20)))
+        ratio = ratio_of_interleaved(list(turns), [[1.0]] * 40, seed=trial)
         hits += ratio.low <= 1.0 <= ratio.high
-    assert 51 <= hits <= 60
+    assert 51 <= hits <= 60  # 19 in 20, within chance
 
 
 def test_ratio_interval_narrows_when_rounds_are_more() -> None:
     rng = np.random.default_rng(2)
-    wide, narrow = (ratio_of_interleaved(rng.uniform(0.9, 1.1, n), np.ones(n)) for n in (20, 500))
+    drawn = (list(rng.uniform(0.9, 1.1, (n, 1))) for n in (20, 500))
+    wide, narrow = (ratio_of_interleaved(turns, [[1.0]] * len(turns)) for turns in drawn)
     assert narrow.high - narrow.low < 0.5 * (wide.high - wide.low)
 
 
-@pytest.mark.parametrize(("a", "b"), [([], []), ([1.0], [1.0, 2.0]), ([1.0], [0.0]), ([0.0], [1.0]), ([1], [math.nan])])
-def test_ratio_raises_usage_error_when_samples_do_not_pair(a: list[float], b: list[float]) -> None:
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ([], []),
+        ([[]], [[]]),
+        ([[1.0]], [[1.0], [2.0]]),
+        ([[1.0]], [[0.0]]),
+        ([[0.0]], [[1.0]]),
+        ([[1.0]], [[math.nan]]),
+    ],
+)
+def test_ratio_raises_usage_error_when_samples_do_not_pair(a: list[list[float]], b: list[list[float]]) -> None:
     with pytest.raises(UsageError):
         ratio_of_interleaved(a, b)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import groupby
 
 import pytest
 
@@ -100,25 +101,58 @@ def test_measure_uses_a_real_clock_when_none_is_given() -> None:
 
 def test_measure_interleaved_rotates_the_order_when_rounds_pass() -> None:
     clock = FakeClock()
-    runs = [clock.run("a", 1), clock.run("b", 2), clock.run("c", 4)]
-    samples = measure_interleaved(runs, warmup_s=0, duration_s=0, min_runs=4, clock=clock)
-    assert "".join(clock.calls) == "abc" + "abc" + "bca" + "cab" + "abc"
-    assert [[s * 64 for s in row] for row in samples] == [[1] * 4, [2] * 4, [4] * 4]
+    runs = [clock.run("a", 1), clock.run("b", 2), clock.run("c", 8)]
+    turns = measure_interleaved(runs, warmup_s=0, duration_s=0, min_runs=4, clock=clock)
+    order = [name for name, _ in groupby(clock.calls[3:])]
+    assert "".join(order) == "abc" + "bca" + "cab" + "abc"
+    assert [[[s * 64 for s in turn] for turn in row] for row in turns] == [[[1]] * 4, [[2]] * 4, [[8]] * 4]
 
 
-def test_measure_interleaved_pairs_samples_by_round_when_order_rotates() -> None:
+def test_measure_interleaved_keeps_no_call_that_follows_a_change_of_candidate() -> None:
     clock = FakeClock()
-    runs = [clock.run("a", 9, 1, 2, 3), clock.run("b", 9, 10, 20, 30)]
-    samples = measure_interleaved(runs, warmup_s=0, duration_s=0, min_runs=3, clock=clock)
-    assert [[s * 64 for s in row] for row in samples] == [[1, 2, 3], [10, 20, 30]]
+    last = ["a"]
+
+    def slow_after_another(name: str) -> Callable[[], None]:
+        def call() -> None:
+            clock.now += (1 if last[0] == name else 5) / 64
+            last[0] = name
+
+        return call
+
+    runs = [slow_after_another("a"), slow_after_another("b")]
+    turns = measure_interleaved(runs, warmup_s=1, duration_s=4, clock=clock)
+    kept = {s * 64 for row in turns for turn in row for s in turn}
+    assert kept == {1.0}
+    sizes = {len(turn) for row in turns for turn in row}
+    assert sizes == {19}  # 0.3 s of 1/64 s
+    assert all(len(row) == 14 for row in turns)  # 19/64 s each: 4 s are over in the 14th
+
+
+def test_measure_interleaved_gives_every_candidate_as_many_calls_when_one_is_slow() -> None:
+    clock = FakeClock()
+    turns = measure_interleaved([clock.run("a", 1), clock.run("b", 4)], 0, 30, clock=clock)
+    assert {len(turn) for row in turns for turn in row} == {4}  # 0.3 s of the slower
+
+
+def test_measure_interleaved_takes_ten_rounds_or_more_when_the_duration_is_short() -> None:
+    clock = FakeClock()
+    turns = measure_interleaved([clock.run("a", 1), clock.run("b", 1)], warmup_s=0, duration_s=1, clock=clock)
+    assert [len(row) for row in turns] == [11, 11]  # of 6 calls: 0.1 s is not a whole number of them
+
+
+def test_measure_interleaved_never_exceeds_max_runs() -> None:
+    clock = FakeClock()
+    runs = [clock.run("a", 1), clock.run("b", 1)]
+    turns = measure_interleaved(runs, warmup_s=0, duration_s=9, min_runs=5, max_runs=25, clock=clock)
+    assert sum(len(turn) for turn in turns[0]) == 19
 
 
 def test_measure_interleaved_lasts_the_duration_a_candidate_when_two() -> None:
     clock = FakeClock()
-    samples = measure_interleaved(
+    turns = measure_interleaved(
         [clock.run("a", 8), clock.run("b", 24)], warmup_s=0, duration_s=2, min_runs=1, clock=clock
     )
-    assert [len(row) for row in samples] == [8, 8]  # 8 rounds of half a second are 2 s for each of two
+    assert [len(row) for row in turns] == [8, 8]  # 8 rounds of half a second are 2 s for each of two
 
 
 @pytest.mark.parametrize(

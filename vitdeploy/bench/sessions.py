@@ -12,7 +12,7 @@ import numpy as np
 from vitdeploy.backends import isolate
 from vitdeploy.backends.base import RunOptions
 from vitdeploy.bench.stats import LatencyStats, Ratio, ratio_of_interleaved
-from vitdeploy.bench.timer import measure_interleaved
+from vitdeploy.bench.timer import Turns, measure_interleaved
 from vitdeploy.errors import UsageError
 
 
@@ -33,7 +33,7 @@ class Measured:
         label: the candidate's.
         batch: images a run.
         stats: over every sample.
-        samples: seconds, in order; nothing removed.
+        turns: seconds of every timed run, by turn of the interleaved measurement; nothing removed.
         peak_rss: bytes, of a process that only loads and runs this candidate; None where it was not asked for.
         options: threads, device and what the timing includes.
     """
@@ -41,7 +41,7 @@ class Measured:
     label: str
     batch: int
     stats: LatencyStats
-    samples: Sequence[float]
+    turns: Turns
     peak_rss: int | None
     options: dict[str, Any]
 
@@ -53,15 +53,16 @@ class Measured:
             "throughput": self.stats.throughput,
             "warnings": self.stats.warnings,
             "peak_rss_bytes": self.peak_rss,
-            "samples_ms": [round(s * 1e3, 6) for s in self.samples],
+            "runs_a_turn": len(self.turns[0]),
+            "samples_ms": [round(s * 1e3, 6) for turn in self.turns for s in turn],
             **self.options,
         }
 
 
 def time_runs(
     candidates: Sequence[Candidate], options: RunOptions, batch: int | None, warmup: float, duration: float
-) -> list[tuple[int, list[float]]]:
-    """Time the candidates in turn; returns (batch, seconds of every run) each. Made to run in a child process."""
+) -> list[tuple[int, Turns]]:
+    """Time the candidates in turn; returns (batch, seconds by turn) each. Made to run in a child process."""
     from vitdeploy.backends import registry
 
     sessions = [registry.get(c.backend).open(c.model, options) for c in candidates]
@@ -70,10 +71,10 @@ def time_runs(
         feeds = {spec.name: random_input(spec.shape, spec.dtype, batch, candidate.label) for spec in session.inputs}
         batches.append(next(iter(feeds.values())).shape[0])
         calls.append(lambda session=session, feeds=feeds: session.run(feeds))
-    samples = measure_interleaved(calls, warmup, duration)
+    turns = measure_interleaved(calls, warmup, duration)
     for session in sessions:
         session.close()
-    return list(zip(batches, samples, strict=True))
+    return list(zip(batches, turns, strict=True))
 
 
 def random_input(shape: Sequence[int | str], dtype: str, batch: int | None, label: str) -> np.ndarray:
@@ -120,13 +121,13 @@ def bench_sessions(
         "duration_s": duration,
     }
     results = []
-    for candidate, (size, samples) in zip(candidates, timed, strict=True):
+    for candidate, (size, turns) in zip(candidates, timed, strict=True):
         _, peak = isolate.call_measured(run_once, candidate, options, batch)
-        stats = LatencyStats.from_seconds(samples, size)
-        results.append(Measured(candidate.label, size, stats, samples, peak or None, facts))
+        stats = LatencyStats.from_seconds([sample for turn in turns for sample in turn], size)
+        results.append(Measured(candidate.label, size, stats, turns, peak or None, facts))
     return results
 
 
 def ratios(measured: Sequence[Measured]) -> list[Ratio]:
     """How much faster each candidate is than the first, from the interleaved rounds (above 1: faster)."""
-    return [ratio_of_interleaved(measured[0].samples, other.samples) for other in measured]
+    return [ratio_of_interleaved(measured[0].turns, other.turns) for other in measured]

@@ -99,20 +99,21 @@ class Ratio:
         return asdict(self)
 
 
-def ratio_of_interleaved(a: Samples, b: Samples, seed: int = 0) -> Ratio:
-    """The median of a[i] / b[i] over rounds in which both ran, so that drift of the machine cancels out.
+def ratio_of_interleaved(a: Sequence[Samples], b: Sequence[Samples], seed: int = 0) -> Ratio:
+    """The median over rounds of median(a[i]) / median(b[i]), so that drift of the machine cancels out.
 
-    Above 1, `b` is the faster. The interval is the percentile bootstrap's over rounds (Efron 1979).
+    Above 1, `b` is the faster. The interval is the percentile bootstrap's over rounds (Efron 1979): calls of one turn
+    are too much alike to count as independent.
 
     Args:
-        a, b: latencies from `measure_interleaved`, of equal length, all positive.
+        a, b: latencies by turn from `measure_interleaved`, of equally many rounds, all positive.
 
     Raises:
-        UsageError: the lengths differ, there are no samples, or one is not positive.
+        UsageError: the rounds differ, there are no samples, or one is not positive.
     """
-    top, bottom = _checked(a), _checked(b)
-    if len(top) != len(bottom):
-        raise UsageError(f"{len(top)} and {len(bottom)} samples cannot be paired: measure them interleaved.")
+    if len(a) != len(b):
+        raise UsageError(f"{len(a)} and {len(b)} rounds cannot be paired: measure them interleaved.")
+    top, bottom = (_checked([np.median(_checked(turn)) for turn in turns]) for turns in (a, b))
     if not (top.min() > 0 and bottom.min() > 0):
         raise UsageError("A latency of 0 has no ratio: the clock is too coarse for these runs.")
     ratios = top / bottom

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from vitdeploy.errors import UsageError
+
+Turns: TypeAlias = list[list[float]]  # seconds of each call, by turn
+
+TURN_S = 0.3
+SETTLE_S = 0.1
+ROUNDS = 10
 
 
 def measure(
@@ -19,7 +25,8 @@ def measure(
     progress: Callable[[float], None] | None = None,
 ) -> list[float]:
     """Seconds of each call of `run`, in order; as `measure_interleaved` with one candidate."""
-    return measure_interleaved([run], warmup_s, duration_s, min_runs, max_runs, clock, progress)[0]
+    turns = measure_interleaved([run], warmup_s, duration_s, min_runs, max_runs, clock, progress)[0]
+    return [sample for turn in turns for sample in turn]
 
 
 def measure_interleaved(
@@ -30,18 +37,21 @@ def measure_interleaved(
     max_runs: int | None = None,
     clock: Callable[[], float] = time.perf_counter,
     progress: Callable[[float], None] | None = None,
-) -> list[list[float]]:
-    """Seconds of each call, candidate by candidate, taken in rounds of one call each.
+) -> list[Turns]:
+    """Seconds of each call, candidate by candidate, taken in rounds in which each has one turn.
 
-    A round starts with the candidate after the one that the last round started with, so that no candidate always
-    follows the same neighbour's caches. Sample i of every candidate comes from round i.
+    A turn is as many calls for each candidate: about 0.3 s of the slowest's, or a tenth of duration_s if that is
+    shorter. Where there are several candidates, it opens with calls that are not kept, for 0.1 s and one at least: the
+    threads of the candidate before go on spinning for a while, and a call that follows a change of candidate can take
+    three times as long as one in a program that runs a single model. A round starts with the candidate after the one
+    that the last round started with. Turn i of every candidate comes from round i.
 
     Args:
         runs: the candidates. Each call must end when its work has ended (synchronise the device inside).
-        warmup_s: seconds of calls to each candidate before the first sample; at least one call. Not counted.
-        duration_s: seconds of sampling a candidate. The round in which they pass is finished.
-        min_runs: rounds at least, however long they take.
-        max_runs: rounds at most, however short they are.
+        warmup_s: seconds of calls to each candidate before the first turn; at least one call. Not kept.
+        duration_s: seconds of kept calls a candidate. The round in which they pass is finished.
+        min_runs: kept calls of each candidate at least, however long they take.
+        max_runs: kept calls of each candidate at most, however short they are.
         clock: seconds, never going back.
         progress: told the finished share of the sampling, in (0, 1], after each round, outside the timed calls.
 
@@ -54,36 +64,40 @@ def measure_interleaved(
         raise UsageError(f"Warm-up ({warmup_s} s) and duration ({duration_s} s) must not be negative.")
     if min_runs < 1 or (max_runs is not None and max_runs < min_runs):
         raise UsageError(f"At least {min_runs} and at most {max_runs} runs is no range of 1 or more.")
-    for run in runs:
-        _warm_up(run, warmup_s, clock)
-    budget = duration_s * len(runs)
-    samples: list[list[float]] = [[] for _ in runs]
-    rounds = 0
-    begin = clock()
+    slowest = max(_unkept(run, warmup_s, clock) for run in runs)
+    alone = len(runs) == 1
+    calls = 1 if alone or slowest <= 0 else max(1, int(min(TURN_S, duration_s / ROUNDS) / slowest))
+    calls = min(calls, max_runs or calls)
+    turns: list[Turns] = [[] for _ in runs]
+    rounds, seconds = 0, 0.0
     while True:
-        for turn in range(len(runs)):
-            index = (rounds + turn) % len(runs)
-            start = clock()
-            runs[index]()
-            samples[index].append(clock() - start)
+        for place in range(len(runs)):
+            index = (rounds + place) % len(runs)
+            if not alone:
+                _unkept(runs[index], SETTLE_S, clock)
+            turns[index].append([_timed(runs[index], clock) for _ in range(calls)])
+            seconds += sum(turns[index][-1])
         rounds += 1
-        elapsed = clock() - begin
-        done = rounds == max_runs or (rounds >= min_runs and elapsed >= budget)
+        done, left = rounds * calls, duration_s * len(runs) - seconds
+        full = max_runs is not None and done + calls > max_runs
+        share = 1.0 if left <= 0 else seconds / (seconds + left)
+        share = 1.0 if full else max(min(share, done / min_runs), done / max_runs if max_runs else 0.0)
         if progress is not None:
-            progress(1.0 if done else _share(rounds, elapsed, min_runs, max_runs, budget))
-        if done:
-            return samples
+            progress(share)
+        if share >= 1.0:
+            return turns
 
 
-def _warm_up(run: Callable[[], Any], seconds: float, clock: Callable[[], float]) -> None:
+def _unkept(run: Callable[[], Any], seconds: float, clock: Callable[[], float]) -> float:
+    """Call `run` for `seconds`, once at least; returns the seconds of the last call."""
     begin = clock()
-    run()
+    last = _timed(run, clock)
     while clock() - begin < seconds:
-        run()
+        last = _timed(run, clock)
+    return last
 
 
-def _share(rounds: int, elapsed: float, min_runs: int, max_runs: int | None, budget: float) -> float:
-    share = min(rounds / min_runs, elapsed / budget if budget > 0 else 1.0)
-    if max_runs is not None:
-        share = max(share, rounds / max_runs)
-    return min(share, 1.0)
+def _timed(run: Callable[[], Any], clock: Callable[[], float]) -> float:
+    start = clock()
+    run()
+    return clock() - start
