@@ -42,7 +42,7 @@ def environment() -> dict[str, Any]:
         "isa": cpu["isa"],
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "mhz": _current_mhz() or cpu["mhz"],
-        "memory_bytes": _memory_bytes(),
+        "memory_bytes": memory_bytes(),
         "os": platform.platform(),
         "machine": platform.machine(),
         "python": platform.python_version(),
@@ -119,7 +119,8 @@ def _usable_cores() -> int | None:
     return os.cpu_count()
 
 
-def _memory_bytes() -> int | None:
+def memory_bytes() -> int | None:
+    """This machine's memory; None where the system does not tell."""
     if sys.platform == "win32":
         return None
     try:

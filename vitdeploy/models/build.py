@@ -18,6 +18,9 @@ from vitdeploy.spec import InputSpec, ModelSpec, WeightsSource
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+LARGEST_MODEL_ARG = 1 << 14
+LARGEST_IMAGE_SIDE = 1 << 14
+
 
 @dataclass(frozen=True)
 class BuildOptions:
@@ -102,8 +105,11 @@ def check(name: str, options: BuildOptions) -> None:
         raise UsageError("--weights and --pretrained exclude each other.")
     if options.num_classes is not None and options.num_classes < 0:
         raise UsageError(f"num_classes is {options.num_classes}: it must be 0 (no classifier) or more.")
-    if options.in_chans is not None and options.in_chans < 1:
-        raise UsageError(f"in_chans is {options.in_chans}: it must be 1 or more.")
+    if options.in_chans is not None and not 1 <= options.in_chans <= LARGEST_MODEL_ARG:
+        raise UsageError(f"in_chans is {options.in_chans}: it must be from 1 to {LARGEST_MODEL_ARG}.")
+    if options.image_size is not None and not all(1 <= n <= LARGEST_IMAGE_SIDE for n in options.image_size):
+        sides = "x".join(map(str, options.image_size))
+        raise UsageError(f"An image of {sides} pixels: each side must be from 1 to {LARGEST_IMAGE_SIDE}.")
     if name.endswith(".onnx"):
         raise UnsupportedModel(
             f"{name} is a finished graph: there is no PyTorch model to prove it against.",
@@ -178,7 +184,7 @@ def build_catalog(name: str, options: BuildOptions, source: Source | None) -> Bu
         classes = source.num_classes if source.num_classes is not None else entry.num_classes
     size = spec_input.shape[1:]
     arguments = entry.arguments(classes, size)
-    arguments.update({k: v for k, v in source.model_args.items() if k not in ("img_size", "num_classes")})
+    arguments.update(check_model_args(entry, source.model_args))
     if spec_input.shape[0] != 3:
         arguments["in_chans"] = spec_input.shape[0]
 
@@ -257,17 +263,37 @@ def apply_overrides(spec: InputSpec, options: BuildOptions) -> InputSpec:
     return replace(spec, **{k: v for k, v in given.items() if v is not None})
 
 
+def check_model_args(entry: catalog.Entry, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration file's constructor arguments, but for those that its other keys settle.
+
+    Raises UsageError on what is no plain value, or a number so large that building the model would never end.
+    """
+    arguments = {key: value for key, value in given.items() if key not in ("img_size", "num_classes")}
+    for key, value in arguments.items():
+        for item in value if isinstance(value, list) else [value]:
+            plain = item is None or isinstance(item, str | bool | int | float)
+            if not plain or (not isinstance(item, str | None) and not abs(item) <= LARGEST_MODEL_ARG):
+                raise UsageError(f"{entry.name} cannot be built with {key} = {str(value)[:80]}, as config.json asks.")
+    return arguments
+
+
 def construct(entry: catalog.Entry, arguments: Mapping[str, Any]) -> nn.Module:
     """The architecture with uninitialised parameters: nothing is drawn that weights would overwrite."""
     import torch
+
+    from vitdeploy.bench.environment import memory_bytes
 
     module_name, class_name = entry.target.split(":")
     factory = getattr(importlib.import_module(f"vitdeploy.models.{module_name}"), class_name)
     try:
         with torch.device("meta"):
             module = factory(**arguments)
-    except TypeError as error:
-        raise UsageError(f"{entry.name} cannot be built with {dict(arguments)}: {error}.") from None
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError) as error:
+        raise UsageError(f"{entry.name} cannot be built with {dict(arguments)}: {one_line(error)}.") from None
+    needed = sum(t.nbytes for t in (*module.parameters(), *module.buffers()))
+    there = memory_bytes()
+    if there is not None and needed > there:
+        raise UsageError(f"{entry.name} so built has weights of {needed / 1e9:.0f} GB; memory is {there / 1e9:.0f} GB.")
     module = module.to_empty(device="cpu")
     for name, buffer in module.named_buffers():
         if name.endswith("num_batches_tracked"):

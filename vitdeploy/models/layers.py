@@ -133,6 +133,8 @@ class Attention(nn.Module):
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"{num_heads} heads do not divide a width of {dim}")
         head_dim = dim // num_heads
         self.num_heads = num_heads
         self.scale = head_dim**-0.5
