@@ -10,6 +10,7 @@ from typing import Any
 from vitdeploy.errors import UsageError
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+CHANNEL_ORDERS = ("RGB", "BGR")
 CROP_MODES = ("center", "squash", "border")
 PRECISIONS = ("fp32", "fp16")
 
@@ -25,7 +26,7 @@ class InputSpec:
         interpolation: resize filter, by Pillow's names.
         crop_mode: 'center' (resize the short side, crop), 'squash' (resize both sides, ignore aspect), 'border'
             (resize the long side, pad).
-        channel_order: 'RGB'.
+        channel_order: 'RGB' or 'BGR'.
     """
 
     shape: tuple[int, int, int] = (3, 224, 224)
@@ -56,6 +57,8 @@ class InputSpec:
             raise UsageError(f"Unknown interpolation '{self.interpolation}': one of {', '.join(INTERPOLATIONS)}.")
         if self.crop_mode not in CROP_MODES:
             raise UsageError(f"Unknown crop_mode '{self.crop_mode}': one of {', '.join(CROP_MODES)}.")
+        if self.channel_order not in CHANNEL_ORDERS:
+            raise UsageError(f"Unknown channel_order '{self.channel_order}': one of {', '.join(CHANNEL_ORDERS)}.")
 
     @classmethod
     def from_pretrained_cfg(cls, cfg: Mapping[str, Any]) -> InputSpec:

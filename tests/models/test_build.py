@@ -52,18 +52,18 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def hub_folder(folder: Path, changes: dict[str, Any] | None = None, **config: Any) -> Path:
-    """A small DeiT fine-tuned for three classes, in timm's layout; `changes` are to its constructor arguments."""
+def hub_folder(folder: Path, changes: dict[str, Any] | None = None, name: str = NAME, **config: Any) -> Path:
+    """A small model fine-tuned for three classes, in timm's layout; `changes` are to its constructor arguments."""
     from vitdeploy.models import catalog
     from vitdeploy.models.build import construct
 
-    entry, _ = catalog.find(NAME)
+    entry, _ = catalog.find(name)
     module = construct(entry, {**entry.config, **SMALL, **(changes or {}), "num_classes": 3})
     generator = torch.Generator().manual_seed(3)
     state = {key: torch.randn(value.shape, generator=generator) / 8 for key, value in module.state_dict().items()}
     folder.mkdir(exist_ok=True)
     save_file(state, folder / "model.safetensors")
-    found = {"architecture": NAME, "num_classes": 3, "pretrained_cfg": CFG, "model_args": SMALL | (changes or {})}
+    found = {"architecture": name, "num_classes": 3, "pretrained_cfg": CFG, "model_args": SMALL | (changes or {})}
     (folder / "config.json").write_text(json.dumps(found | config))
     return folder
 
@@ -78,6 +78,20 @@ def test_folder_gives_architecture_size_preprocessing_and_labels(work: Path) -> 
     assert len(built.module.blocks) == 2
     assert not built.module.training
     assert built.module(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
+
+
+@pytest.mark.parametrize(("quickgelu", "notes"), [("openai", 1), ("laion2b", 0)])
+def test_tag_fetches_its_weights_and_warns_of_another_activation(
+    work: Path, monkeypatch: pytest.MonkeyPatch, quickgelu: str, notes: int
+) -> None:
+    name, asked = "vit_base_patch32_clip_224", []
+    folder = hub_folder(work / "0123abc", name=name)
+    monkeypatch.setattr("vitdeploy.models.hub.download", lambda hub_id: asked.append(hub_id) or folder)
+    built = build(f"{name}.{quickgelu}", BuildOptions())
+    assert asked == [f"timm/{name}.{quickgelu}"]
+    assert (built.spec.tag, built.spec.weights.kind, built.spec.weights.revision) == (quickgelu, "hub", "0123abc")
+    said = [note for note in built.notes if "vit_base_patch32_clip_quickgelu_224" in note]
+    assert len(said) == notes
 
 
 def test_rebuild_gives_the_same_model_and_refuses_when_the_weights_have_changed(work: Path) -> None:

@@ -196,6 +196,10 @@ def build_catalog(name: str, options: BuildOptions, source: Source | None) -> Bu
 
         report = load_into(module, state, num_classes=classes, trained_size=trained.shape[1:])
         notes.insert(0, f"{options.weights or source.origin.location}: {report}")
+    if source.file is not None and options.weights is None and preset is not None and preset.quickgelu:
+        notes.append(
+            f"these weights were trained with QuickGELU, which {entry.name.replace('_clip_', '_clip_quickgelu_')} has"
+        )
     tag = tagged.tag if tagged is not None and source.origin.kind == "hub" else None
     labels = source.labels if source.labels and len(source.labels) == classes else None
     spec = ModelSpec(entry.name, arguments, spec_input, classes, tag, labels, source.origin)
