@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def finite(seconds: float) -> float:
+    """Refuse 'nan', which is in no range, and 'inf', which never ends."""
+    if not math.isfinite(seconds):
+        raise typer.BadParameter(f"{seconds} is not a number of seconds.")
+    return seconds
+
 
 ModelArg = Annotated[
     str,
@@ -48,8 +57,8 @@ ProviderOption = Annotated[
 ]
 Optimization = Annotated[str, typer.Option(help="The runtime's own graph optimisation: all, extended, basic, off.")]
 Threads = Annotated[int, typer.Option(min=0, max=1024, help="Threads; 0 leaves it to the runtime.")]
-Warmup = Annotated[float, typer.Option(min=0, help="Seconds of runs before the first sample.")]
-Duration = Annotated[float, typer.Option(min=0, help="Seconds of sampling.")]
+Warmup = Annotated[float, typer.Option(min=0, callback=finite, help="Seconds of runs before the first sample.")]
+Duration = Annotated[float, typer.Option(min=0, callback=finite, help="Seconds of sampling.")]
 Tolerance = Annotated[float | None, typer.Option(help="Largest error allowed, relative to the largest logit.")]
 Data = Annotated[Path | None, typer.Option(help="Folder of images to verify on, beside the synthetic ones.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]

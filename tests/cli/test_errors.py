@@ -51,6 +51,7 @@ EXPORT = ("export", "mobilevit_xxs", "--no-bench")
         ((*EXPORT, "--threads", "-1"), "'--threads'"),
         ((*EXPORT, "--threads", "99999"), "'--threads'"),
         ((*EXPORT, "--duration", "nan"), "'--duration'"),
+        ((*EXPORT, "--warmup", "inf"), "'--warmup'"),
         ((*EXPORT, "--tolerance", "0"), "tolerance 0.0 is not a positive number"),
         ((*EXPORT, "--tolerance", "inf"), "tolerance inf is not a positive number"),
         ((*EXPORT, "--optimization", "max"), "Unknown optimization 'max': one of all, extended, basic, off."),
