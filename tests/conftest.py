@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -22,8 +23,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def few_threads() -> None:
     torch = sys.modules.get("torch")
-    if torch is not None and torch.get_num_threads() > 2:
-        torch.set_num_threads(2)
+    most = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+    if torch is not None and torch.get_num_threads() > most:
+        torch.set_num_threads(most)
 
 
 @pytest.fixture(scope="session")

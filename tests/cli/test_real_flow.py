@@ -62,7 +62,7 @@ def test_trained_checkpoint_goes_the_whole_way(
         assert f"next   vitdeploy predict {model}-fp{16 if flags else 32} photo.jpg" in run.out
     whole, half = (Artifact.load(work / f"{model}-{precision}") for precision in ("fp32", "fp16"))
     assert half.model_path.stat().st_size < 0.55 * whole.model_path.stat().st_size
-    assert whole.manifest.model.weights.location == str(weights)
+    assert whole.manifest.model.weights.location == str(weights.resolve())
     assert whole.manifest.model.labels == CLASSES
 
     for artifact in (whole, half):

@@ -7,6 +7,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.errors import UnsupportedModel, UsageError
@@ -47,7 +48,7 @@ def trace(
     if isinstance(batch, tuple):
         shapes = ({0: torch.export.Dim("batch", min=batch[0], max=batch[2])},)
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), attention_in_4d(), torch.no_grad():
             program = torch.onnx.export(
                 module.eval(),
                 (example,),
@@ -65,6 +66,34 @@ def trace(
     return program.model
 
 
+@contextlib.contextmanager
+def attention_in_4d() -> Iterator[None]:
+    """Give scaled_dot_product_attention (batch, heads, tokens, width) whatever its rank: the only one exported.
+
+    Models with windows or blocks call it on five dimensions, those with a single head on three.
+    """
+    import torch.nn.functional as F
+    from torch import Tensor
+
+    original = F.scaled_dot_product_attention
+
+    def attention(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        if query.ndim == 4:
+            return original(query, key, value, attn_mask, *args, **kwargs)
+        if attn_mask is not None:
+            attn_mask = attn_mask.expand(*query.shape[:-1], key.shape[-2])
+        four = [t if t is None else t[..., None, :, :].flatten(0, -4) for t in (query, key, value, attn_mask)]
+        return original(*four, *args, **kwargs).reshape(*query.shape[:-1], value.shape[-1])  # type: ignore[arg-type]
+
+    F.scaled_dot_product_attention = attention
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = original
+
+
 def reason(error: BaseException) -> str:
     """The innermost message of an exporter's error, on one line."""
     while error.__cause__ is not None:
@@ -75,10 +104,13 @@ def reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the exporter's progress prints, warnings and log lines off the terminal."""
+    """Keep what the exporter prints, warns of and logs off the terminal: on failure, whole graphs."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "torch.fx")]
     levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):  # noqa: PTH123
+    with warnings.catch_warnings(), contextlib.ExitStack() as stack:
+        sink = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
+        stack.enter_context(contextlib.redirect_stdout(sink))
+        stack.enter_context(contextlib.redirect_stderr(sink))
         warnings.simplefilter("ignore")
         for logger in loggers:
             logger.setLevel(logging.ERROR)

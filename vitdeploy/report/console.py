@@ -57,7 +57,7 @@ class ConsoleListener(Listener):
             return
         from rich.console import Console
 
-        self.spinner = Console(stderr=True).status(f"{name} ...")
+        self.spinner = Console(file=sys.stderr).status(f"{name} ...")
         self.spinner.start()
 
     def step(self, name: str, detail: str, seconds: float) -> None:
