@@ -69,6 +69,7 @@ def measure_interleaved(
     calls = 1 if alone or slowest <= 0 else max(1, int(min(TURN_S, duration_s / ROUNDS) / slowest))
     calls = min(calls, max_runs or calls)
     turns: list[Turns] = [[] for _ in runs]
+    budget = duration_s * len(runs)
     rounds, seconds = 0, 0.0
     while True:
         for place in range(len(runs)):
@@ -78,10 +79,10 @@ def measure_interleaved(
             turns[index].append([_timed(runs[index], clock) for _ in range(calls)])
             seconds += sum(turns[index][-1])
         rounds += 1
-        done, left = rounds * calls, duration_s * len(runs) - seconds
-        full = max_runs is not None and done + calls > max_runs
-        share = 1.0 if left <= 0 else seconds / (seconds + left)
-        share = 1.0 if full else max(min(share, done / min_runs), done / max_runs if max_runs else 0.0)
+        of_time = seconds / budget if seconds < budget else 1.0
+        share = min(of_time, rounds * calls / min_runs)
+        if max_runs is not None:
+            share = 1.0 if (rounds + 1) * calls > max_runs else max(share, rounds * calls / max_runs)
         if progress is not None:
             progress(share)
         if share >= 1.0:
