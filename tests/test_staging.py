@@ -247,7 +247,9 @@ def test_old_artifact_comes_back_only_when_the_place_is_empty(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("pid", "age", "goes"), [(2**22 + 1, 0, False), (2**22 + 1, 1e6, True), (os.getpid(), 1e6, False)]
+    ("pid", "age", "goes"),
+    [(2**22 + 1, 0, False), (2**22 + 1, 1e6, True), (os.getpid(), 1e6, False)],
+    ids=["new", "old", "running"],
 )
 def test_stage_goes_without_locks_only_when_it_is_old_and_its_process_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pid: int, age: float, goes: bool
