@@ -58,7 +58,7 @@ def hub_folder(folder: Path, changes: dict[str, Any] | None = None, name: str = 
     from vitdeploy.models.build import construct
 
     entry, _ = catalog.find(name)
-    module = construct(entry, {**entry.config, **SMALL, **(changes or {}), "num_classes": 3})
+    module = construct(entry, {**entry.config, **SMALL, "num_classes": 3, **(changes or {})})
     generator = torch.Generator().manual_seed(3)
     state = {key: torch.randn(value.shape, generator=generator) / 8 for key, value in module.state_dict().items()}
     folder.mkdir(exist_ok=True)
@@ -92,6 +92,25 @@ def test_tag_fetches_its_weights_and_warns_of_another_activation(
     assert (built.spec.tag, built.spec.weights.kind, built.spec.weights.revision) == (quickgelu, "hub", "0123abc")
     said = [note for note in built.notes if "vit_base_patch32_clip_quickgelu_224" in note]
     assert len(said) == notes
+
+
+@pytest.mark.parametrize(
+    ("model", "classes", "label"),
+    [
+        (f"{NAME}.fb_in1k", 1000, "tabby, tabby cat"),
+        (f"{NAME}.fb_in1k", 3, None),  # the file has another head
+        (f"hf-hub:timm/{NAME}.fb_in1k", 1000, "tabby, tabby cat"),
+        (f"hf-hub:someone/{NAME}.fb_in1k", 1000, None),
+        (f"hf-hub:timm/{NAME}.in1k_custom.v2", 1000, None),
+    ],
+)
+def test_published_imagenet_weights_bring_their_labels(
+    work: Path, monkeypatch: pytest.MonkeyPatch, model: str, classes: int, label: str | None
+) -> None:
+    folder = hub_folder(work / "0123abc", {"num_classes": classes}, num_classes=classes)
+    monkeypatch.setattr("vitdeploy.models.hub.download", lambda hub_id: folder)
+    labels = build(model, BuildOptions()).spec.labels
+    assert (labels[281] if labels else None) == label
 
 
 def test_rebuild_gives_the_same_model_and_refuses_when_the_weights_have_changed(work: Path) -> None:

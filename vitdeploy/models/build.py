@@ -201,7 +201,8 @@ def build_catalog(name: str, options: BuildOptions, source: Source | None) -> Bu
             f"these weights were trained with QuickGELU, which {entry.name.replace('_clip_', '_clip_quickgelu_')} has"
         )
     tag = tagged.tag if tagged is not None and source.origin.kind == "hub" else None
-    labels = source.labels if source.labels and len(source.labels) == classes else None
+    labels = source.labels or published_labels(source.origin)
+    labels = labels if labels and len(labels) == classes else None
     spec = ModelSpec(entry.name, arguments, spec_input, classes, tag, labels, source.origin)
     return Built(module.eval(), spec, tuple(notes))
 
@@ -246,6 +247,15 @@ def folder_source(path: Path, origin: WeightsSource) -> Source:
         found.pretrained_cfg,
         found.model_args,
     )
+
+
+def published_labels(origin: WeightsSource) -> tuple[str, ...] | None:
+    """Labels of timm's own weights, whose tags tell what they were trained on last and whose configurations do not."""
+    if not re.fullmatch(r"hf-hub:timm/[^@]+in1k(_\w+)?(@.*)?", origin.location):
+        return None
+    from vitdeploy.data.labels import imagenet1k
+
+    return imagenet1k()
 
 
 def read_input(preprocessing: Mapping[str, Any], base: InputSpec) -> InputSpec:
