@@ -79,15 +79,19 @@ def load(artifact: PathLike, **options: Any) -> Session:
 def verify(
     artifact: PathLike,
     *,
+    model: str | None = None,
     weights: str | None = None,
     data: PathLike | None = None,
     tolerance: float | None = None,
     **options: Any,
 ) -> Verification:
-    """Prove an artifact against eager PyTorch again; raises VerificationFailed with the first node that departs."""
+    """Prove an artifact against eager PyTorch again; raises VerificationFailed with the first node that departs.
+
+    An artifact that your own code made needs `model`, the name of that code.
+    """
     run = RunOptions(**known(options, RunOptions))
     images = None if data is None else Path(data)
-    return pipeline.verify_artifact(Path(artifact), run, weights=weights, data=images, tolerance=tolerance)
+    return pipeline.verify_artifact(Path(artifact), run, model=model, weights=weights, data=images, tolerance=tolerance)
 
 
 def bench(

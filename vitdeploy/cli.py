@@ -264,6 +264,9 @@ def verify(
     artifact: Annotated[
         Path, typer.Argument(metavar="ARTIFACT", help="An artifact's folder, or an .onnx that vitdeploy wrote.")
     ],
+    model: Annotated[
+        str | None, typer.Option(help="The code that made the model, where it was yours: it is run again.")
+    ] = None,
     weights: Weights = None,
     device: Device = "cpu",
     provider: Provider = None,
@@ -284,7 +287,9 @@ def verify(
 
     options = run_options(device, threads, provider, provider_option)
     with ConsoleListener(quiet=json) as listener:
-        result = verify_artifact(artifact, options, weights=weights, data=data, tolerance=tolerance, listener=listener)
+        result = verify_artifact(
+            artifact, options, model=model, weights=weights, data=data, tolerance=tolerance, listener=listener
+        )
     if json:
         print_json(result.to_dict())
     else:

@@ -380,8 +380,8 @@ def test_model_file_is_refused_when_it_is_damaged(
     refused: Refused, work: Path, copy: Path, photo: Path, verb: str, spoil: Callable[[Path], None]
 ) -> None:
     spoil(copy / "model.onnx")
-    images = [photo] if verb == "predict" else []
-    said = refused(verb, "artifact", *images)
+    more = {"predict": [photo], "verify": ["--model", "tiny.py:make"]}.get(verb, [])
+    said = refused(verb, "artifact", *more)
     assert "artifact/model.onnx" in said
     if spoil is outside:
         assert "outside the model's folder" in said

@@ -14,6 +14,7 @@ import pytest
 from onnx import numpy_helper
 
 Cli = Callable[..., Any]
+MADE = ("--model", "tiny.py:make")
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def test_verify_fails_and_names_the_node_when_the_graph_is_broken(
     model = onnx.load(copy / "model.onnx")
     node = spoil(model)
     onnx.save(model, copy / "model.onnx")
-    said = refused("verify", "artifact", code=4)
+    said = refused("verify", "artifact", *MADE, code=4)
     assert f"{node.op_type} '{node.name or node.output[0]}'" in said
     assert "departs first" in said
     if spoil is not_a_number:
@@ -73,25 +74,46 @@ def test_verify_fails_when_the_file_holds_another_graph(refused: Callable[..., s
     graph = onnx.helper.make_graph(nodes, "other", list(meant.input), list(meant.output), [weight])
     opset = [onnx.helper.make_opsetid("", 20)]
     onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), copy / "model.onnx")
-    assert "error: " in refused("verify", "artifact", code=4)
+    assert "error: " in refused("verify", "artifact", *MADE, code=4)
 
 
 def test_verify_passes_on_an_artifact_and_on_its_model_file(cli: Cli, copy: Path) -> None:
-    run = cli("verify", "artifact")
+    run = cli("verify", "artifact", *MADE)
     assert run.code == 0, run.err
     assert run.out.startswith("artifact: 4 inputs, batch 1   max error ")
     assert run.out.endswith("   PASS\n")
     (copy / "manifest.json").unlink()
-    found = json.loads(cli("verify", "artifact/model.onnx", "--json").out)
+    found = json.loads(cli("verify", "artifact/model.onnx", *MADE, "--json").out)
     assert found["passed"] is True
     assert found["outputs"]["logits"]["logits"]["top1_matches"] == 4
+
+
+@pytest.mark.parametrize("name", ["trap.py:make", "trap:make", "package.trap:make", "./trap.py:make"])
+def test_code_that_only_the_artifact_names_is_not_run(refused: Callable[..., str], copy: Path, name: str) -> None:
+    """Who made the artifact may not be who verifies it."""
+    (copy.parent / "trap.py").write_text("open('owned', 'w').close()")
+    (copy.parent / "package").mkdir()
+    (copy.parent / "package" / "trap.py").write_text("open('owned', 'w').close()")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["model"]["name"] = name
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    said = refused("verify", "artifact")
+    assert f"vitdeploy verify artifact --model {name}" in said
+    assert not (copy.parent / "owned").exists()
+
+
+def test_model_of_another_name_is_refused(refused: Callable[..., str], copy: Path) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["model"]["name"] = "mobilevit_xs"
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert "is of mobilevit_xs, not of tiny.py:make." in refused("verify", "artifact", *MADE)
 
 
 def test_changed_file_is_noted_when_it_still_verifies(cli: Cli, copy: Path) -> None:
     model = onnx.load(copy / "model.onnx")
     model.doc_string = "touched"
     onnx.save(model, copy / "model.onnx")
-    run = cli("verify", "artifact")
+    run = cli("verify", "artifact", *MADE)
     assert run.code == 0
     assert "artifact/model.onnx has changed since it was exported." in run.err
 

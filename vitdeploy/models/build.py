@@ -92,7 +92,7 @@ def build(name: str, options: BuildOptions | None = None) -> Built:
     if re.match(r"hf[-_]hub:", name):
         source = hub_source(name)
         return build_catalog(source.architecture or "", replace(options, weights=name), source)
-    if ":" in name:
+    if is_code(name):
         return build_factory(name, options)
     return build_catalog(name, options, None)
 
@@ -123,6 +123,11 @@ def check(name: str, options: BuildOptions) -> None:
         entry, tagged = catalog.find(name)
         if tagged is None and not options.weights and not options.pretrained:
             apply_overrides(entry.input, options)
+
+
+def is_code(name: str) -> bool:
+    """Whether building this model runs code that the name points to: 'package.module:factory' or 'file.py:factory'."""
+    return ":" in name and re.match(r"timm:|hf[-_]hub:", name) is None
 
 
 def rebuild(spec: ModelSpec) -> Built:

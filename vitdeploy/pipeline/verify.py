@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ def verify_artifact(
     path: Path,
     options: RunOptions | None = None,
     *,
+    model: str | None = None,
     weights: str | None = None,
     data: Path | None = None,
     tolerance: float | None = None,
@@ -32,12 +34,13 @@ def verify_artifact(
 
     Args:
         path: an artifact, or an .onnx file that vitdeploy wrote.
+        model: the user's code that made the model, which is run again: no artifact may name code to run by itself.
         weights: where the checkpoint is now, if it has moved; its digest must be the recorded one.
         data: images to verify on, beside the synthetic ones.
 
     Raises:
         VerificationFailed: outputs differ; the message names the first node that departs.
-        UsageError: the file is not ours, or its weights are gone or have changed.
+        UsageError: the file is not ours, its weights are gone or have changed, or it was made by code not named here.
     """
     from vitdeploy.graph.load import check_external_data
     from vitdeploy.models.build import rebuild
@@ -49,7 +52,7 @@ def verify_artifact(
     if artifact is not None:
         warn_of_changes(artifact, steps)
     check_external_data(file)
-    spec = relocated(spec_of(path), weights)
+    spec = relocated(trusted(spec_of(path), model, path), weights)
     request = request_of(artifact, file, options or RunOptions(), spec, data, tolerance)
     cases = make_cases(spec.input, request.batches, data)
     with steps.step("build") as detail:
@@ -78,6 +81,22 @@ def warn_of_changes(artifact: Artifact, steps: Steps) -> None:
         artifact.check_files()
     except UsageError as error:
         steps.note(error.message)
+
+
+def trusted(spec: ModelSpec, model: str | None, path: Path) -> ModelSpec:
+    """The spec, made by the code that the user names where it was made by code."""
+    from vitdeploy.models.build import is_code
+
+    if not is_code(spec.name):
+        if model not in (None, spec.name, spec.full_name):
+            raise UsageError(f"{path} is of {spec.full_name}, not of {model}.")
+        return spec
+    if model is None:
+        raise UsageError(
+            f"{path} was made by the code {spec.name}, which a verification runs again: name it.",
+            fix=f"vitdeploy verify {shlex.quote(str(path))} --model {shlex.quote(spec.name)}",
+        )
+    return replace(spec, name=model)
 
 
 def relocated(spec: ModelSpec, weights: str | None) -> ModelSpec:
