@@ -16,7 +16,7 @@ from typing import Any
 
 from vitdeploy import __version__
 from vitdeploy.errors import UsageError
-from vitdeploy.spec import ModelSpec
+from vitdeploy.spec import LARGEST_BATCH, ModelSpec
 from vitdeploy.staging import disk_errors, files_in, flush, flush_folder, make_stage, move_into, tidy
 
 MANIFEST = "manifest.json"
@@ -91,6 +91,7 @@ class Manifest:
             _check_record("passes", entry, name=str, rewrites=int)
         for entry in data["steps"]:
             _check_record("steps", entry, name=str, seconds=float, detail=str)
+        _check_request(data["request"])
         if not all(_is(digest, str) for digest in data["lineage"]):
             raise UsageError("'lineage' is not a list of digests.")
         return cls(**(data | {"model": ModelSpec.from_dict(data["model"])}))
@@ -107,6 +108,20 @@ class Manifest:
         except (ValueError, RecursionError) as error:
             raise UsageError(f"It is not JSON: {error}.") from None
         return cls.from_dict(data)
+
+
+def _check_request(request: dict[str, Any]) -> None:
+    """What opening and verifying an artifact takes from its request; the rest is for people."""
+    kinds: dict[str, type] = {"backend": str, "precision": str, "io_precision": str, "opset": int, "build": dict}
+    for name, kind in kinds.items():
+        if name in request and not _is(request[name], kind):
+            raise UsageError(f"'request/{name}' is {_kind(request[name])}, not {_kind(kind())}.")
+    if not _is(request.get("build", {}).get("seed", 0), int):
+        raise UsageError("'request/build/seed' is no whole number.")
+    batch = request.get("batch", 1)
+    sizes = batch if isinstance(batch, list) and len(batch) == 3 else [batch]
+    if not all(_is(size, int) and 1 <= size <= LARGEST_BATCH for size in sizes):
+        raise UsageError(f"'request/batch' is {batch!r}, not a size from 1 to {LARGEST_BATCH} or [min, opt, max].")
 
 
 FIELD_KINDS: dict[str, tuple[type, ...]] = {

@@ -10,6 +10,8 @@ from typing import Any
 from vitdeploy.errors import UsageError
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+LARGEST_SIDE = 1 << 14
+LARGEST_BATCH = 1 << 16
 CHANNEL_ORDERS = ("RGB", "BGR")
 CROP_MODES = ("center", "squash", "border")
 PRECISIONS = ("fp32", "fp16")
@@ -38,8 +40,10 @@ class InputSpec:
     channel_order: str = "RGB"
 
     def __post_init__(self) -> None:
-        if len(self.shape) != 3 or any(not isinstance(n, int) or n < 1 for n in self.shape):
-            raise UsageError(f"Input shape {self.shape} is not three positive integers (channels, height, width).")
+        if len(self.shape) != 3 or any(not isinstance(n, int) or not 1 <= n <= LARGEST_SIDE for n in self.shape):
+            raise UsageError(
+                f"Input shape {self.shape} is not (channels, height, width), each from 1 to {LARGEST_SIDE}."
+            )
         channels = self.shape[0]
         for name in ("mean", "std"):
             values = getattr(self, name)
@@ -159,6 +163,13 @@ class ModelSpec:
             fields["input"] = InputSpec.from_dict(fields["input"])
             fields["weights"] = WeightsSource(**fields["weights"])
             fields["labels"] = tuple(fields["labels"]) if fields.get("labels") else None
-            return cls(**fields)
+            spec = cls(**fields)
         except (TypeError, KeyError, ValueError) as error:
             raise UsageError(f"Not a model specification: {error}.") from None
+        if not isinstance(spec.name, str) or not isinstance(spec.tag, str | None) or not spec.name:
+            raise UsageError(f"Not a model specification: its name is {spec.name!r}, its tag {spec.tag!r}.")
+        if not isinstance(spec.num_classes, int) or spec.num_classes < 0:
+            raise UsageError(f"Not a model specification: it has {spec.num_classes!r} classes.")
+        if spec.labels and (len(spec.labels) != spec.num_classes or not all(isinstance(n, str) for n in spec.labels)):
+            raise UsageError(f"Not a model specification: its labels are not {spec.num_classes} names.")
+        return spec

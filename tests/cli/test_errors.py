@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -392,6 +393,44 @@ def test_manifest_is_refused_when_it_is_damaged(refused: Refused, copy: Path, co
     (copy / "manifest.json").write_text(content)
     for verb in ("info", "inspect"):
         assert "manifest.json is not a manifest that can be read" in refused(verb, "artifact")
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("model/name", None),
+        ("model/labels", "x"),
+        ("model/labels", [1] * 10),
+        ("model/num_classes", "ten"),
+        ("model/input/shape", [3, 10**12, 16]),
+        ("model/input/std", [0, 0, 0]),
+        ("request/backend", []),
+        ("request/backend", "nothing"),
+        ("request/batch", -1),
+        ("request/batch", 10**12),
+        ("request/batch", [1, 2]),
+        ("request/opset", None),
+        ("request/build", [1]),
+        ("model_file", "../../etc/passwd"),
+    ],
+    ids=str,
+)
+def test_manifest_is_refused_when_a_field_makes_no_sense(
+    work: Path, copy: Path, photo: Path, place: str, value: Any
+) -> None:
+    from vitdeploy import predict, verify
+    from vitdeploy.errors import UsageError
+
+    manifest = json.loads((copy / "manifest.json").read_text())
+    *folders, name = place.split("/")
+    record = manifest
+    for folder in folders:
+        record = record[folder]
+    record[name] = value
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    for act in (lambda: verify(copy, model="tiny.py:make"), lambda: predict(copy, [photo])):
+        with pytest.raises(UsageError):
+            act()
 
 
 @pytest.fixture

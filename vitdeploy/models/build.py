@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 LARGEST_MODEL_ARG = 1 << 14
-LARGEST_IMAGE_SIDE = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -107,9 +106,6 @@ def check(name: str, options: BuildOptions) -> None:
         raise UsageError(f"num_classes is {options.num_classes}: it must be 0 (no classifier) or more.")
     if options.in_chans is not None and not 1 <= options.in_chans <= LARGEST_MODEL_ARG:
         raise UsageError(f"in_chans is {options.in_chans}: it must be from 1 to {LARGEST_MODEL_ARG}.")
-    if options.image_size is not None and not all(1 <= n <= LARGEST_IMAGE_SIDE for n in options.image_size):
-        sides = "x".join(map(str, options.image_size))
-        raise UsageError(f"An image of {sides} pixels: each side must be from 1 to {LARGEST_IMAGE_SIDE}.")
     if name.endswith(".onnx"):
         raise UnsupportedModel(
             f"{name} is a finished graph: there is no PyTorch model to prove it against.",

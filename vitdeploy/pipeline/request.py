@@ -15,7 +15,7 @@ from vitdeploy.backends.base import RunOptions
 from vitdeploy.errors import UsageError
 from vitdeploy.export.trace import OPSET, OPSETS
 from vitdeploy.models.build import BuildOptions, Built, check
-from vitdeploy.spec import PRECISIONS
+from vitdeploy.spec import LARGEST_BATCH, PRECISIONS
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,8 @@ def check_batch(batch: int | tuple[int, int, int]) -> None:
     text = ":".join(map(str, sizes))
     if any(n < 1 for n in sizes):
         raise UsageError(f"Batch {text} is not positive.")
+    if any(n > LARGEST_BATCH for n in sizes):
+        raise UsageError(f"Batch {text} is larger than {LARGEST_BATCH}.")
     if list(sizes) != sorted(sizes):
         raise UsageError(f"Batch {text} is not min:opt:max in rising order.")
     if len(sizes) == 3 and sizes[0] == sizes[2]:
