@@ -1,1 +1,5 @@
 """PyTorch to an optimised ONNX graph."""
+
+from vitdeploy.verb import make_verb
+
+make_verb(__name__)

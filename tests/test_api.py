@@ -1,0 +1,84 @@
+"""The public API: the command line's verbs in Python, as often as one likes, whatever was imported before."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vitdeploy
+
+VERBS = ("build", "export", "load", "verify", "bench", "inspect", "predict", "models")
+CODE = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    image_size = 16
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(7)
+        self.conv = nn.Conv2d(3, 4, 8, 8)
+
+    def forward(self, x):
+        return self.conv(x).mean((2, 3))
+"""
+
+
+@pytest.fixture(scope="module")
+def work(session_folder: Path) -> Path:
+    folder = session_folder / "api"
+    folder.mkdir()
+    (folder / "net.py").write_text(CODE)
+    Image.new("RGB", (40, 30), (200, 100, 50)).save(folder / "photo.png")
+    return folder
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_verbs_are_callable_documented_and_stay_so(verb: str) -> None:
+    import vitdeploy.bench.stats
+    import vitdeploy.export.trace
+    import vitdeploy.models.catalog
+    import vitdeploy.verify.metrics
+
+    assert callable(getattr(vitdeploy, verb))
+    assert verb in dir(vitdeploy)
+    assert inspect.signature(getattr(vitdeploy, verb)).parameters
+    assert vitdeploy.export.trace.OPSET
+    assert vitdeploy.verify.metrics.BOUNDS
+
+
+def test_every_verb_does_its_work_twice(work: Path) -> None:
+    name = f"{work / 'net.py'}:Net"
+    for precision in ("fp32", "fp16"):
+        out = work / precision
+        artifact = vitdeploy.export(name, precision=precision, out=out, warmup=0, duration=0.1)
+        assert artifact.manifest.verification["passed"] is True
+        assert vitdeploy.verify(out, model=name)
+        assert vitdeploy.inspect(out)["parameters"] == 4 * 3 * 64 + 4
+        (found,) = vitdeploy.predict(out, [work / "photo.png"], top=2)
+        assert len(found["top"]) == 2
+        with vitdeploy.load(out, threads=1) as session:
+            assert session.run({"image": np.zeros((1, 3, 16, 16), np.float32)})["logits"].shape == (1, 4)
+    both = vitdeploy.bench(work / "fp32", work / "fp16", warmup=0, duration=0.1)
+    assert [m.batch for m in both] == [1, 1]
+    assert "levit_128s" in vitdeploy.models("levit*")
+    assert vitdeploy.build("mobilevit_xxs").spec.name == "mobilevit_xxs"
+
+
+def test_unknown_options_and_names_are_refused() -> None:
+    with pytest.raises(vitdeploy.UsageError, match="Unknown option colour"):
+        vitdeploy.build("mobilevit_xxs", colour="red")
+    with pytest.raises(AttributeError, match="no attribute 'exprot'"):
+        vitdeploy.exprot("mobilevit_xxs")
+
+
+def test_import_is_light() -> None:
+    code = "import sys, vitdeploy; sys.exit(bool({'torch', 'onnx', 'onnxruntime', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
