@@ -79,7 +79,8 @@ def code_of(error: BaseException) -> int:
         return BROKEN_PIPE
     if isinstance(error, OSError) and error.errno in FULL:
         error = UsageError(f"Cannot write {error.filename or 'the output'}: {error.strerror}.")
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # numpy's and torch's
+    torch_is_out = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    if isinstance(error, MemoryError) or torch_is_out:
         error = UsageError("There is not enough memory for this.", fix="A smaller image or batch needs less.")
     usage = hasattr(error, "format_message")
     if not (usage or isinstance(error, VitdeployError)):
