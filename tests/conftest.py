@@ -32,3 +32,28 @@ def few_threads() -> None:
 def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder for the whole run: for files that are dear to make and only read afterwards."""
     return tmp_path_factory.mktemp("session")
+
+
+@pytest.fixture(scope="session")
+def net_code() -> str:
+    """A user's own file with a small model, Net, which does not say its input size."""
+    return """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(7)
+        self.conv = nn.Conv2d(3, 4, 8, 8)
+
+    def forward(self, x):
+        return self.conv(x).mean((2, 3))
+
+
+def sized():
+    net = Net()
+    net.image_size = 16
+    return net
+"""

@@ -14,28 +14,13 @@ from PIL import Image
 import vitdeploy
 
 VERBS = ("build", "export", "load", "verify", "bench", "inspect", "predict", "models")
-CODE = """
-import torch
-from torch import nn
-
-class Net(nn.Module):
-    image_size = 16
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(7)
-        self.conv = nn.Conv2d(3, 4, 8, 8)
-
-    def forward(self, x):
-        return self.conv(x).mean((2, 3))
-"""
 
 
 @pytest.fixture(scope="module")
-def work(session_folder: Path) -> Path:
+def work(session_folder: Path, net_code: str) -> Path:
     folder = session_folder / "api"
     folder.mkdir()
-    (folder / "net.py").write_text(CODE)
+    (folder / "net.py").write_text(net_code)
     Image.new("RGB", (40, 30), (200, 100, 50)).save(folder / "photo.png")
     return folder
 
@@ -55,7 +40,7 @@ def test_verbs_are_callable_documented_and_stay_so(verb: str) -> None:
 
 
 def test_every_verb_does_its_work_twice(work: Path) -> None:
-    name = f"{work / 'net.py'}:Net"
+    name = f"{work / 'net.py'}:sized"
     for precision in ("fp32", "fp16"):
         out = work / precision
         artifact = vitdeploy.export(name, precision=precision, out=out, warmup=0, duration=0.1)

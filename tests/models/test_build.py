@@ -18,26 +18,6 @@ NAME = "deit_tiny_patch16_224"
 SMALL = {"depth": 2, "embed_dim": 48, "num_heads": 3, "img_size": 32}
 CFG = {"input_size": [3, 32, 32], "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "crop_pct": 0.95}
 FACTORY = """
-import torch
-from torch import nn
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(7)
-        self.conv = nn.Conv2d(3, 4, 8, 8)
-
-    def forward(self, x):
-        return self.conv(x).mean((2, 3))
-
-def sized():
-    net = Net()
-    net.image_size = 16
-    return net
-
-def unsized():
-    return Net()
-
 def two_outputs():
     net = sized()
     net.forward = lambda x: (x, x)
@@ -46,9 +26,9 @@ def two_outputs():
 
 
 @pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, net_code: str) -> Path:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "net.py").write_text(FACTORY)
+    (tmp_path / "net.py").write_text(net_code + FACTORY)
     return tmp_path
 
 
@@ -200,8 +180,8 @@ def test_factory_in_a_file_says_its_size_or_is_told(work: Path) -> None:
     assert built.spec.input.shape == (3, 16, 16)
     assert (built.spec.num_classes, built.spec.weights.kind) == (4, "factory")
     with pytest.raises(UsageError, match="does not say its input size"):
-        build("net.py:unsized", BuildOptions())
-    assert build("net.py:unsized", BuildOptions(image_size=(24, 32))).spec.input.shape == (3, 24, 32)
+        build("net.py:Net", BuildOptions())
+    assert build("net.py:Net", BuildOptions(image_size=(24, 32))).spec.input.shape == (3, 24, 32)
 
 
 def test_factory_takes_weights_from_a_file(work: Path) -> None:
