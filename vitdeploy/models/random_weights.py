@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
     from torch.nn.modules.batchnorm import _BatchNorm
 
-BATCH = 2  # noise images that the statistics are measured on
+COLOUR = (0.6, 0.6, 1.5, 1.5)  # of the noise images that the statistics are measured on: how far from grey each is
 
 
 def random_weights(model: nn.Module, seed: int, shape: tuple[int, int, int] | None = None) -> None:
@@ -105,8 +105,9 @@ def _measure_batch_norms(
 
     def measure(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
         # One scale for the whole layer, and nothing centred: per-channel statistics of a few images fit those alone,
-        # and over the depth any other image would explode.
-        power = _rounded(args[0].square().mean().clamp(min=1e-6))
+        # and over the depth any other image would explode. The strongest image sets it: attention that is sharper than
+        # a trained model's turns roundings into other outputs.
+        power = _rounded(args[0].square().flatten(1).mean(dim=1).max().clamp(min=1e-6))
         normal, uniform = shake[id(norm)]
         norm.get_buffer("running_mean").copy_(0.1 * power.sqrt() * normal)
         norm.get_buffer("running_var").copy_(power * (0.5 + uniform))
@@ -129,14 +130,16 @@ def _measure_batch_norms(
 
 
 def _noise_images(shape: tuple[int, int, int], generator: Generator) -> Tensor:
-    """Images (BATCH, C, H, W), float64: each of its own colour, blurred noise and grain, as wide as real pixels."""
+    """Images (4, C, H, W), float64: each of its own colour, blurred noise and grain, as wide as real pixels."""
     import torch
     import torch.nn.functional as F
 
     channels, height, width = shape
-    images = torch.zeros(BATCH, channels, height, width, dtype=torch.float64)
-    for side in ((1, 1), (8, 8), (height, width)):
-        layer = torch.randn(BATCH, channels, *side, generator=generator).double()
+    count = len(COLOUR)
+    images = torch.randn(count, channels, 1, 1, generator=generator).double() * torch.tensor(COLOUR).view(-1, 1, 1, 1)
+    images = images.expand(count, channels, height, width).clone()
+    for side in ((8, 8), (height, width)):
+        layer = torch.randn(count, channels, *side, generator=generator).double()
         images += 0.6 * F.interpolate(layer, size=(height, width), mode="bilinear")
     return images
 
