@@ -13,7 +13,7 @@ from PIL import Image
 
 import vitdeploy
 
-VERBS = ("build", "export", "load", "verify", "bench", "inspect", "predict", "models")
+VERBS = ("build", "export", "load", "verify", "evaluate", "bench", "inspect", "predict", "models")
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +22,8 @@ def work(session_folder: Path, net_code: str) -> Path:
     folder.mkdir()
     (folder / "net.py").write_text(net_code)
     Image.new("RGB", (40, 30), (200, 100, 50)).save(folder / "photo.png")
+    images = np.random.default_rng(0).integers(0, 256, (6, 20, 20, 3), dtype=np.uint8)
+    np.savez(folder / "data.npz", images=images, labels=np.arange(6) % 4)
     return folder
 
 
@@ -49,6 +51,8 @@ def test_every_verb_does_its_work_twice(work: Path) -> None:
         assert vitdeploy.inspect(out)["parameters"] == 4 * 3 * 64 + 4
         (found,) = vitdeploy.predict(out, [work / "photo.png"], top=2)
         assert len(found["top"]) == 2
+        score = vitdeploy.evaluate(out, work / "data.npz", eager=True, model=name)
+        assert (score.score.top1.total, score.score.top5, score.eager[1].agreement.total) == (6, None, 6)
         with vitdeploy.load(out, threads=1) as session:
             assert session.run({"image": np.zeros((1, 3, 16, 16), np.float32)})["logits"].shape == (1, 4)
     both = vitdeploy.bench(work / "fp32", work / "fp16", warmup=0, duration=0.1)

@@ -13,10 +13,11 @@ from vitdeploy.backends.base import RunOptions, Session
 from vitdeploy.errors import UsageError
 from vitdeploy.models.build import BuildOptions, Built
 from vitdeploy.models.build import build as build_model
-from vitdeploy.pipeline import ExportRequest, Listener
+from vitdeploy.pipeline import EvalRequest, ExportRequest, Listener
 
 if TYPE_CHECKING:
     from vitdeploy.bench.sessions import Measured
+    from vitdeploy.pipeline.evaluate import Evaluation
     from vitdeploy.verify.compare import Verification
 
 PathLike = str | Path
@@ -92,6 +93,22 @@ def verify(
     run = RunOptions(**known(options, RunOptions))
     images = None if data is None else Path(data)
     return pipeline.verify_artifact(Path(artifact), run, model=model, weights=weights, data=images, tolerance=tolerance)
+
+
+def evaluate(artifact: PathLike, data: PathLike, *, listener: Listener | None = None, **options: Any) -> Evaluation:
+    """Top-1 and top-5 of an artifact on labelled images, by its own preprocessing.
+
+    Args:
+        data: a folder with a subfolder per class, a list of paths and labels, or an .npz of images and labels.
+        listener: hears about steps, progress and notes.
+        options: fields of EvalRequest (batch, limit, strict, against, eager, model, weights) and of RunOptions, flat.
+    """
+    about_run = names_of(RunOptions)
+    own = {k: v for k, v in options.items() if k not in about_run}
+    if own.get("against") is not None:
+        own["against"] = Path(own["against"])
+    run = RunOptions(**{k: v for k, v in options.items() if k in about_run})
+    return pipeline.evaluate(EvalRequest(Path(artifact), Path(data), run, **known(own, EvalRequest)), listener)
 
 
 def bench(

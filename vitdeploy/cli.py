@@ -296,6 +296,51 @@ def verify(
         print(f"{artifact}: {result.summary()}   PASS")
 
 
+@app.command("eval")
+def evaluate(
+    artifact: Annotated[
+        Path, typer.Argument(metavar="ARTIFACT", help="An artifact's folder, or an .onnx that vitdeploy wrote.")
+    ],
+    data: Annotated[
+        Path, typer.Option(help="Labelled images: a folder with a subfolder per class, a list, or an .npz.")
+    ],
+    limit: Annotated[int | None, typer.Option(min=1, help="Score that many, evenly spread over the data.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail on an image that cannot be read.")] = False,
+    against: Annotated[
+        Path | None, typer.Option(metavar="OTHER", help="Another artifact or .onnx file to compare with.")
+    ] = None,
+    eager: Annotated[bool, typer.Option("--eager", help="Compare with eager PyTorch, built again.")] = False,
+    model: Annotated[
+        str | None, typer.Option(help="With --eager: the code that made the model, where it was yours.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="With --eager: where the checkpoint is now.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images a run, where the batch is dynamic.")] = None,
+    device: Device = "cpu",
+    provider: Provider = None,
+    provider_option: ProviderOption = None,
+    threads: Threads = 1,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Top-1 and top-5 on labelled images.
+
+    With the artifact's own preprocessing. --against and --eager tell whether another model does better.
+    """
+    from vitdeploy.pipeline import EvalRequest
+    from vitdeploy.pipeline import evaluate as run_eval
+    from vitdeploy.report.console import ConsoleListener
+    from vitdeploy.report.tables import print_json, print_scores
+
+    options = run_options(device, threads, provider, provider_option)
+    request = EvalRequest(artifact, data, options, batch, limit, strict, against, eager, model, weights)
+    with ConsoleListener(quiet=json) as listener:
+        found = run_eval(request, listener).to_dict()
+    if json:
+        print_json(found)
+    else:
+        print_scores(found)
+
+
 @app.command()
 def bench(
     artifacts: Annotated[

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,16 @@ def allocate(size: int) -> int:
 
 def unpicklable() -> object:
     return lambda: 0
+
+
+def count(numbers: int, *, progress: Callable[..., None], then: str = "") -> str:
+    for i in range(numbers):
+        progress(i, {"of": numbers})
+    if then == "sleep":
+        time.sleep(60)
+    if then == "raise":
+        raise UsageError("no more.")
+    return "done"
 
 
 def process_id() -> int:
@@ -127,6 +138,31 @@ def test_call_raises_backend_error_when_time_is_up() -> None:
 def test_call_raises_backend_error_when_the_result_cannot_be_sent() -> None:
     with pytest.raises(BackendError, match="cannot be sent"):
         call(unpicklable)
+
+
+def test_progress_is_passed_on_in_order_and_in_full() -> None:
+    heard: list[tuple[object, ...]] = []
+    assert call(count, 5000, progress=lambda *values: heard.append(values)) == "done"
+    assert heard == [(i, {"of": 5000}) for i in range(5000)]
+
+
+def test_progress_is_heard_while_the_child_runs_and_when_it_fails() -> None:
+    heard: list[int] = []
+    with pytest.raises(BackendError, match=r"longer than 3 seconds"):
+        call(count, 2, progress=lambda i, _: heard.append(i), then="sleep", timeout=3)
+    with pytest.raises(UsageError, match="no more"):
+        call(count, 2, progress=lambda i, _: heard.append(i), then="raise")
+    assert heard == [0, 1, 0, 1]
+
+
+def test_child_ends_when_the_one_who_hears_of_its_progress_raises() -> None:
+    def stop(i: int, _: object) -> None:
+        raise KeyboardInterrupt
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        call(count, 2, progress=stop, then="sleep")
+    assert time.monotonic() - began < 30
 
 
 def test_call_refuses_when_the_function_has_no_importable_name() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-VERBS = ("list", "info", "doctor", "export", "verify", "bench", "inspect", "predict")
+VERBS = ("list", "info", "doctor", "export", "verify", "eval", "bench", "inspect", "predict")
 HEAVY = {"torch", "onnx", "onnxruntime", "onnx_ir", "onnxscript", "PIL", "timm", "safetensors", "huggingface_hub"}
 Cli = Callable[..., Any]
 

@@ -7,17 +7,20 @@ as a pickle in a private folder; its stdin is a lifeline whose end means that th
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from vitdeploy.errors import BackendError, VitdeployError
 
@@ -33,10 +36,17 @@ from vitdeploy.backends.isolate import _child
 _child(folder)
 """
 LOG_LINES = 5
+PROGRESS = "progress"
+POLL_S = 0.1
 
 
 def call(
-    function: Callable[..., Result], *args: Any, timeout: float | None = None, what: str = "The runtime", **kwargs: Any
+    function: Callable[..., Result],
+    *args: Any,
+    timeout: float | None = None,
+    what: str = "The runtime",
+    progress: Callable[..., None] | None = None,
+    **kwargs: Any,
 ) -> Result:
     """`function(*args, **kwargs)`, run in a fresh Python process.
 
@@ -45,16 +55,23 @@ def call(
         args, kwargs: picklable.
         timeout: seconds; None waits for ever.
         what: names the thing that runs, for messages ('ONNX Runtime').
+        progress: the function is given a `progress` of its own; what it calls that with (JSON values) is passed on to
+            this one, in order, within a tenth of a second.
 
     Raises:
         VitdeployError: the one that the function raised, of the same class.
         BackendError: the function raised anything else, crashed, exited, or ran out of time.
     """
-    return call_measured(function, *args, timeout=timeout, what=what, **kwargs)[0]
+    return call_measured(function, *args, timeout=timeout, what=what, progress=progress, **kwargs)[0]
 
 
 def call_measured(
-    function: Callable[..., Result], *args: Any, timeout: float | None = None, what: str = "The runtime", **kwargs: Any
+    function: Callable[..., Result],
+    *args: Any,
+    timeout: float | None = None,
+    what: str = "The runtime",
+    progress: Callable[..., None] | None = None,
+    **kwargs: Any,
 ) -> tuple[Result, int]:
     """As `call`; returns (result, the child's peak resident memory in bytes, Python itself included)."""
     if function.__module__ == "__main__" or "<" in function.__qualname__:
@@ -65,11 +82,13 @@ def call_measured(
         (folder / "path.json").write_text(json.dumps([str(entry) or str(Path.cwd()) for entry in sys.path]), "utf-8")
         with (folder / "call.pickle").open("wb") as file:
             pickle.dump((function, args, kwargs), file, protocol=5)
-        code = _run(folder, timeout, what)
+        if progress is not None:
+            (folder / PROGRESS).touch()
+        code = _run(folder, timeout, what, progress)
         return _result(folder, code, what)
 
 
-def _run(folder: Path, timeout: float | None, what: str) -> int:
+def _run(folder: Path, timeout: float | None, what: str, progress: Callable[..., None] | None) -> int:
     """Start the child, wait for it, and return its exit status (negative: a signal)."""
     own_group: dict[str, Any] = {} if os.name == "nt" else {"start_new_session": True}
     with (folder / "log").open("wb") as log:
@@ -81,7 +100,7 @@ def _run(folder: Path, timeout: float | None, what: str) -> int:
             **own_group,
         )
     try:
-        return child.wait(timeout)
+        return child.wait(timeout) if progress is None else _wait_and_tell(child, folder, timeout, progress)
     except subprocess.TimeoutExpired:
         raise BackendError(f"{what} took longer than {timeout:g} seconds.{_log_tail(folder)}") from None
     finally:
@@ -89,6 +108,26 @@ def _run(folder: Path, timeout: float | None, what: str) -> int:
         _kill(child)
         if child.stdin is not None:
             child.stdin.close()
+
+
+def _wait_and_tell(
+    child: subprocess.Popen[bytes], folder: Path, timeout: float | None, progress: Callable[..., None]
+) -> int:
+    """Wait for the child and pass on what it reports, a line of the progress file at a time."""
+    deadline = math.inf if timeout is None else time.monotonic() + timeout
+    begun = b""  # a line that the child has not written in full
+    with (folder / PROGRESS).open("rb") as stream:
+        while True:
+            code: int | None = None
+            with suppress(subprocess.TimeoutExpired):
+                code = child.wait(max(0.0, min(POLL_S, deadline - time.monotonic())))
+            *lines, begun = (begun + stream.read()).split(b"\n")
+            for line in lines:
+                progress(*json.loads(line))
+            if code is not None:
+                return code
+            if time.monotonic() >= deadline:
+                raise subprocess.TimeoutExpired(child.args, timeout or 0.0)
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
@@ -143,6 +182,8 @@ def _child(name: str) -> None:
     try:
         with (folder / "call.pickle").open("rb") as file:
             function, args, kwargs = pickle.load(file)
+        if (folder / PROGRESS).exists():
+            kwargs["progress"] = partial(_tell, (folder / PROGRESS).open("ab", buffering=0))
         outcome = ("result", function(*args, **kwargs))
     except VitdeployError as error:
         outcome = ("expected", error)
@@ -159,6 +200,10 @@ def _child(name: str) -> None:
     # Runtimes with threads of their own have hung or crashed while the interpreter shuts down.
     sys.stdout.flush()
     os._exit(0)
+
+
+def _tell(file: BinaryIO, *values: Any) -> None:
+    file.write(json.dumps(values).encode() + b"\n")
 
 
 def _exit_with_parent() -> None:

@@ -14,6 +14,7 @@ from vitdeploy.errors import UsageError
 from vitdeploy.spec import InputSpec
 
 CORNER_CASES_FROM = 8
+CORNER_CASES = 3
 CHECKER_SIDE = 8
 
 
@@ -33,15 +34,26 @@ def synthetic_images(spec: InputSpec, count: int, seed: int = 0) -> np.ndarray:
     Raises:
         UsageError: count below 1 or a negative seed.
     """
+    check(count, seed)
+    return np.stack([synthetic_image(spec, i, count, seed) for i in range(count)])
+
+
+def synthetic_image(spec: InputSpec, index: int, count: int, seed: int = 0) -> np.ndarray:
+    """float32 (C, H, W): image `index` of `synthetic_images(spec, count, seed)`, without making the others."""
+    channels, height, width = spec.shape
+    corner = index - (count - CORNER_CASES)
+    if count >= CORNER_CASES_FROM and corner >= 0:
+        return normalise(_corner_cases(height, width, channels)[corner], spec)
+    rng = np.random.Generator(np.random.PCG64([seed, index]))
+    return normalise(_scene(rng, height, width, channels), spec)
+
+
+def check(count: int, seed: int) -> None:
+    """Raise UsageError unless there can be `count` images of this seed."""
     if count < 1:
         raise UsageError(f"{count} images were asked for: at least 1 is needed.")
     if seed < 0:
         raise UsageError(f"The seed {seed} is negative.")
-    channels, height, width = spec.shape
-    images = [_scene(np.random.Generator(np.random.PCG64([seed, i])), height, width, channels) for i in range(count)]
-    if count >= CORNER_CASES_FROM:
-        images[-3:] = _corner_cases(height, width, channels)
-    return np.stack([normalise(image, spec) for image in images])
 
 
 def _scene(rng: np.random.Generator, height: int, width: int, channels: int) -> np.ndarray:

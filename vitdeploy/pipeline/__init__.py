@@ -1,15 +1,18 @@
 """The one path that every verb walks, or a stretch of it."""
 
+from vitdeploy.pipeline.evaluate import EvalRequest, evaluate
 from vitdeploy.pipeline.export import export
 from vitdeploy.pipeline.files import bench_files, inspect_file, model_file, predict_images
 from vitdeploy.pipeline.request import ExportRequest, Listener, check_request, request_record
 from vitdeploy.pipeline.verify import verify_artifact
 
 __all__ = [
+    "EvalRequest",
     "ExportRequest",
     "Listener",
     "bench_files",
     "check_request",
+    "evaluate",
     "export",
     "inspect_file",
     "model_file",

@@ -84,6 +84,9 @@ class Listener:
     def step(self, name: str, detail: str, seconds: float) -> None:
         """A step ended."""
 
+    def progress(self, done: int, total: int) -> None:
+        """So many images of the running step are done."""
+
     def note(self, text: str) -> None:
         """Something that the user should know."""
 

@@ -83,8 +83,8 @@ def warn_of_changes(artifact: Artifact, steps: Steps) -> None:
         steps.note(error.message)
 
 
-def trusted(spec: ModelSpec, model: str | None, path: Path) -> ModelSpec:
-    """The spec, made by the code that the user names where it was made by code."""
+def trusted(spec: ModelSpec, model: str | None, path: Path, again: str = "vitdeploy verify") -> ModelSpec:
+    """The spec, made by the code that the user names where it was made by code; `again` is the command to mend it."""
     from vitdeploy.models.build import is_code
 
     if not is_code(spec.name):
@@ -93,8 +93,8 @@ def trusted(spec: ModelSpec, model: str | None, path: Path) -> ModelSpec:
         return spec
     if model is None:
         raise UsageError(
-            f"{path} was made by the code {spec.name}, which a verification runs again: name it.",
-            fix=f"vitdeploy verify {shlex.quote(str(path))} --model {shlex.quote(spec.name)}",
+            f"{path} was made by the code {spec.name}, which would be run again: name it.",
+            fix=f"{again} {shlex.quote(str(path))} --model {shlex.quote(spec.name)}",
         )
     return replace(spec, name=model)
 

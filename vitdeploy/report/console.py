@@ -12,6 +12,7 @@ from vitdeploy.pipeline import Listener
 from vitdeploy.report.tables import amount, mb, print_latency
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
     from rich.status import Status
 
     from vitdeploy.artifact import Artifact
@@ -21,7 +22,7 @@ LABEL = 14  # columns of the head's first word
 
 
 class ConsoleListener(Listener):
-    """Prints steps as they end; on a terminal also a spinner while they run.
+    """Prints steps as they end; on a terminal also a spinner or a bar while they run.
 
     A context manager: within it whatever user code or a library prints goes to stderr, so that stdout is the result's.
     """
@@ -29,6 +30,7 @@ class ConsoleListener(Listener):
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         self.spinner: Status | None = None
+        self.bar: Progress | None = None
         self.stack = ExitStack()
 
     def __enter__(self) -> ConsoleListener:
@@ -68,10 +70,26 @@ class ConsoleListener(Listener):
     def note(self, text: str) -> None:
         self.say(f"  note       {text}")
 
+    def progress(self, done: int, total: int) -> None:
+        stop_if_asked()
+        if self.quiet or not sys.stderr.isatty():
+            return
+        if self.bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+            self.stop()
+            columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self.bar = Progress(*columns, console=Console(file=sys.stderr), transient=True)
+            self.bar.add_task("", total=total)
+            self.bar.start()
+        self.bar.update(self.bar.task_ids[0], completed=done)
+
     def stop(self) -> None:
-        if self.spinner is not None:
-            self.spinner.stop()
-            self.spinner = None
+        for shown in (self.spinner, self.bar):
+            if shown is not None:
+                shown.stop()
+        self.spinner = self.bar = None
 
 
 def print_artifact(artifact: Artifact) -> None:

@@ -163,6 +163,36 @@ def print_predictions(results: Sequence[Mapping[str, Any]]) -> None:
             print(f"  {row['probability']:7.2%}  {row['label'] or 'class'}  ({row['index']})")
 
 
+def print_scores(found: Mapping[str, Any]) -> None:
+    """A line of accuracy and speed a model, then how the artifact compares with the others."""
+    others = [found[name] for name in ("against", "eager") if found[name]]
+    heads = [f"{found['images']} images, {found['classes']} classes", "top-1 %", "95 %"]
+    if found["top5"]:
+        heads += ["top-5 %", "95 %"]
+    heads += ["batch", "images/s", "model alone"]
+    lines = []
+    for row in (found, *others):
+        line = [row["label"]]
+        for rate in filter(None, (row["top1"], row["top5"])):
+            line += [f"{100 * rate['value']:.2f}", between(100 * rate["low"], 100 * rate["high"])]
+        speeds = (row["images_per_second"][key] for key in ("loop", "model"))
+        lines.append([*line, str(row["batch"]), *("" if s is None else f"{s:.1f}" for s in speeds)])
+    print_table(heads, lines, right=range(1, len(heads)))
+    for row in others:
+        same, apart = row["agreement"], row["top1_difference_pp"]
+        rate = f"{100 * same['value']:.2f} % {between(100 * same['low'], 100 * same['high'])}"
+        print(f"{row['label']}: same class on {same['hits']} of {same['total']} images, {rate}")
+        signed = f"{apart['value']:+.2f} points [{apart['low']:+.2f}, {apart['high']:+.2f}]"
+        print(f"{found['label']} less {row['label']}: top-1 {signed}")
+    if found["skipped"]:
+        count = len(found["skipped"])
+        print(f"skipped {count} of {found['images'] + count} images, which cannot be read")
+
+
+def between(low: float, high: float) -> str:
+    return f"[{low:.2f}, {high:.2f}]"
+
+
 def mb(size: float) -> str:
     """Bytes in decimal units."""
     for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
