@@ -16,9 +16,12 @@ def entry_points(*points: EntryPoint) -> object:
     return lambda group: list(points)
 
 
-def test_backends_hold_the_built_in_one_when_the_metadata_is_stale(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backends_hold_the_built_in_ones_when_the_metadata_is_stale(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "entry_points", entry_points())
-    assert registry.backends()["onnxruntime"].name == "onnxruntime"
+    assert {name: backend.name for name, backend in registry.backends().items()} == {
+        "onnxruntime": "onnxruntime",
+        "openvino": "openvino",
+    }
 
 
 def test_backends_list_a_third_party_one_when_its_import_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -31,7 +34,7 @@ def test_backends_list_a_third_party_one_when_its_import_fails(monkeypatch: pyte
     ]
     monkeypatch.setattr(registry, "entry_points", entry_points(*points))
     found = registry.backends()
-    assert list(found) == ["bang", "gone", "odd", "onnxruntime"]
+    assert list(found) == ["bang", "gone", "odd", "onnxruntime", "openvino"]
     for name, reason in {
         "gone": "no_such_module",
         "bang": "libfoo.so is missing",
@@ -63,7 +66,7 @@ def test_get_names_the_nearest_when_the_name_is_unknown() -> None:
 def test_listing_backends_imports_no_runtime() -> None:
     code = (
         "import sys; from vitdeploy.backends.registry import backends; backends();"
-        "print([m for m in ('torch', 'onnx', 'onnxruntime', 'onnx_ir', 'tensorrt') if m in sys.modules])"
+        "print([m for m in ('torch', 'onnx', 'onnxruntime', 'onnx_ir', 'openvino', 'tensorrt') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,4 +1,4 @@
-"""Which backends there are: entry points of the group `vitdeploy.backends`, and the built-in one."""
+"""Which backends there are: entry points of the group `vitdeploy.backends`, and the built-in ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 GROUP = "vitdeploy.backends"
 # Listed here as well, so that they are found when the installed metadata is older than the code.
-BUILT_IN = {"onnxruntime": "vitdeploy.backends.onnxruntime:OnnxRuntimeBackend"}
+BUILT_IN = {
+    "onnxruntime": "vitdeploy.backends.onnxruntime:OnnxRuntimeBackend",
+    "openvino": "vitdeploy.backends.openvino:OpenVinoBackend",
+}
 
 
 class BrokenBackend(Backend):

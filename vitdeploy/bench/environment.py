@@ -13,7 +13,7 @@ from typing import Any
 
 from vitdeploy import __version__
 
-PACKAGES = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "onnx-ir", "numpy", "einops")
+PACKAGES = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "onnx-ir", "numpy", "einops")
 
 # What the kernels of inference runtimes choose by.
 ISA_FLAGS = (
