@@ -14,6 +14,7 @@ from vitdeploy.errors import UsageError
 from vitdeploy.models.build import BuildOptions, Built
 from vitdeploy.models.build import build as build_model
 from vitdeploy.pipeline import EvalRequest, ExportRequest, Listener
+from vitdeploy.quantize.options import Int8Options
 
 if TYPE_CHECKING:
     from vitdeploy.bench.sessions import Measured
@@ -48,21 +49,23 @@ def export(model: str, *, listener: Listener | None = None, **options: Any) -> A
         model: as for `build`.
         listener: hears about steps and notes.
         options: fields of ExportRequest (precision, io_precision, backend, batch, opset, data, tolerance, bench,
-            warmup, duration, out, force), of BuildOptions (see `build`) and of RunOptions (device, threads,
+            warmup, duration, out, force; for int8: calib, calib_random, calib_images, strict), of Int8Options (method,
+            correct_bias, rounding, attention, keep), of BuildOptions (see `build`) and of RunOptions (device, threads,
             optimization, provider, provider_options), all flat.
 
     Raises:
         UsageError, MissingDependency, VerificationFailed, PrecisionNotApplied, BackendError, UnsupportedModel.
     """
-    about_model, about_run = names_of(BuildOptions), names_of(RunOptions)
-    own = {k: v for k, v in options.items() if k not in about_model and k not in about_run}
-    for name in ("data", "out"):
+    about_model, about_run, about_int8 = names_of(BuildOptions), names_of(RunOptions), names_of(Int8Options)
+    own = {k: v for k, v in options.items() if k not in {*about_model, *about_run, *about_int8}}
+    for name in ("data", "calib", "out"):
         if own.get(name) is not None:
             own[name] = Path(own[name])
     request = ExportRequest(
         model=model,
         build=BuildOptions(**{k: v for k, v in options.items() if k in about_model}),
         run=RunOptions(**{k: v for k, v in options.items() if k in about_run}),
+        int8=Int8Options(**{k: v for k, v in options.items() if k in about_int8}),
         **known(own, ExportRequest),
     )
     return pipeline.export(request, listener)

@@ -178,8 +178,27 @@ def doctor(json: Json = False) -> None:
 @app.command()
 def export(
     model: ModelArg,
-    precision: Annotated[str | None, typer.Option(help="fp32 or fp16.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, fp16 or int8.")] = None,
     fp16: Annotated[bool, typer.Option("--fp16", help="Short for --precision fp16.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Short for --precision int8.")] = False,
+    calib: Annotated[
+        Path | None, typer.Option(help="int8: images to calibrate on: a folder, a list, an .npz or an .npy.")
+    ] = None,
+    calib_random: Annotated[
+        bool, typer.Option("--calib-random", help="int8: calibrate on synthetic images, for latency work only.")
+    ] = False,
+    calib_images: Annotated[int, typer.Option(min=1, help="int8: how many images at most, evenly spread.")] = 256,
+    calib_method: Annotated[
+        str, typer.Option(help="int8: activation ranges by mse, minmax, percentile or entropy.")
+    ] = "mse",
+    rounding: Annotated[str, typer.Option(help="int8: weights to nearest, or learned from the images.")] = "nearest",
+    no_bias_correction: Annotated[
+        bool, typer.Option("--no-bias-correction", help="int8: leave means as rounding shifts them.")
+    ] = False,
+    keep: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="int8: layers that stay in float; repeatable.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="int8: fail on an image that cannot be read.")] = False,
     io_precision: Annotated[
         str, typer.Option(help="Precision of the graph's input and output: fp32 or fp16.")
     ] = "fp32",
@@ -219,11 +238,13 @@ def export(
     from vitdeploy.models.build import BuildOptions
     from vitdeploy.pipeline import ExportRequest, check_request, request_record
     from vitdeploy.pipeline import export as run_export
+    from vitdeploy.quantize.options import Int8Options
     from vitdeploy.report.console import ConsoleListener, print_artifact
     from vitdeploy.report.tables import print_facts, print_json
 
-    if fp16 and precision not in (None, "fp16"):
-        raise UsageError(f"--fp16 and --precision {precision} contradict each other.")
+    asked = {name for name, wanted in (("fp16", fp16), ("int8", int8), (precision or "", precision)) if wanted}
+    if len(asked) > 1:
+        raise UsageError(f"More than one precision is asked for: {', '.join(sorted(asked))}.")
     numbers = (parse_numbers(mean, "--mean"), parse_numbers(std, "--std"))
     build = BuildOptions(
         weights, pretrained, num_classes, parse_size(image_size), in_chans, seed, *numbers, crop_pct, interpolation
@@ -232,13 +253,18 @@ def export(
     request = ExportRequest(
         model=model,
         build=build,
-        precision="fp16" if fp16 else precision or "fp32",
+        precision=asked.pop() if asked else "fp32",
         io_precision=io_precision,
         backend=backend,
         batch=parse_batch(batch),
         opset=opset,
         run=options,
         data=data,
+        calib=calib,
+        calib_random=calib_random,
+        calib_images=calib_images,
+        strict=strict,
+        int8=Int8Options(calib_method, not no_bias_correction, rounding, keep=tuple(keep or ())),
         tolerance=tolerance,
         bench=bench,
         warmup=warmup,

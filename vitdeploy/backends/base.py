@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitdeploy.errors import BackendError, UsageError
+from vitdeploy.errors import BackendError, UnsupportedModel, UsageError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+    from vitdeploy.quantize.schemes import Scheme
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,10 @@ class Backend(ABC):
         if not model.exists():
             raise UsageError(f"No such model file: {model}.")
         return self._open(model, options)
+
+    def scheme(self, options: RunOptions) -> Scheme:
+        """How this runtime wants int8 expressed on this machine. Raises UnsupportedModel where it has no int8."""
+        raise UnsupportedModel(f"The backend {self.name} says nothing about how it wants int8 expressed.")
 
     def slow_in_fp16(self, options: RunOptions) -> Mapping[str, str]:
         """ONNX op types that this runtime runs better in fp32 within an fp16 graph, each with its reason."""

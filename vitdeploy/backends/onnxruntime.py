@@ -29,6 +29,8 @@ from vitdeploy.errors import BackendError, MissingDependency, UsageError
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from vitdeploy.quantize.schemes import Scheme
+
 INSTALL = "pip install onnxruntime"
 # Short name: ONNX Runtime's name, and the wheel that has it.
 PROVIDERS = {
@@ -74,8 +76,17 @@ class OnnxRuntimeBackend(Backend):
         half = _half_on_cpu()
         if {"cuda", "tensorrt"} & set(providers):
             half = f"fp16 compute on cuda, {half} on cpu"
-        precisions = {"fp32": "fp32 compute", "fp16": half, "int8": "int8 compute", "int8-dynamic": "int8 compute"}
+        precisions = {"fp32": "fp32 compute", "fp16": half, "int8": "int8 compute"}
         return Capabilities(True, ort.__version__, tuple(_devices(providers)), precisions)
+
+    def scheme(self, options: RunOptions) -> Scheme:
+        from vitdeploy.quantize import schemes
+
+        if (options.provider or options.device.partition(":")[0]) in ("tensorrt", "tensorrt-rtx"):
+            return schemes.get("tensorrt")
+        if platform.machine().lower() in ("arm64", "aarch64"):
+            return schemes.get("onnxruntime-arm")
+        return schemes.get("onnxruntime" if _has_vnni() else "onnxruntime-avx2")
 
     def slow_in_fp16(self, options: RunOptions) -> Mapping[str, str]:
         if (options.provider or options.device) != "cpu":
@@ -272,6 +283,15 @@ def _reason(error: BaseException) -> str:
 def _half_on_cpu() -> str:
     arm = platform.machine().lower() in ("arm64", "aarch64")
     return "fp16 compute where a kernel has it, else fp32" if arm else "fp32 compute"
+
+
+def _has_vnni() -> bool:
+    """Whether the CPU adds four u8 x s8 products at once in 32 bits. Where that cannot be read, it is taken not to."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return "avx512_vnni" in flags or "avx_vnni" in flags
 
 
 def _devices(providers: list[str]) -> list[str]:

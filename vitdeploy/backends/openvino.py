@@ -23,6 +23,8 @@ from vitdeploy.errors import BackendError, MissingDependency, UsageError
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from vitdeploy.quantize.schemes import Scheme
+
 INSTALL = "pip install 'vitdeploy[openvino]'"
 # Best first, each with what it needs beside the package. CPU comes before NPU, which runs no dynamic shapes.
 DEVICES = {
@@ -65,6 +67,11 @@ class OpenVinoBackend(Backend):
         except Exception as error:
             return Capabilities(installed=False, reason=f"OpenVINO does not start: {_reason(error)}.", fix=INSTALL)
         return Capabilities(True, openvino.__version__.partition("-")[0], tuple(devices), _precisions(can))
+
+    def scheme(self, options: RunOptions) -> Scheme:
+        from vitdeploy.quantize import schemes
+
+        return schemes.get("openvino")
 
     def _compile(self, graph: ir.Model, folder: Path, options: RunOptions, precision: str) -> list[Path]:
         from vitdeploy.graph.save import save

@@ -15,6 +15,7 @@ from vitdeploy.backends.base import RunOptions
 from vitdeploy.errors import UsageError
 from vitdeploy.export.trace import OPSET, OPSETS
 from vitdeploy.models.build import BuildOptions, Built, check
+from vitdeploy.quantize.options import Int8Options
 from vitdeploy.spec import LARGEST_BATCH, PRECISIONS
 
 
@@ -25,13 +26,18 @@ class ExportRequest:
     Attributes:
         model: see models.build.build.
         build: about the model and its weights.
-        precision: 'fp32' or 'fp16'.
+        precision: 'fp32', 'fp16' or 'int8'.
         io_precision: of the graph's input and output.
         backend: by name.
         batch: a fixed size, or (min, opt, max).
         opset: of the default ONNX domain.
         run: device, threads and the like.
         data: real images that verification also uses.
+        calib: images that int8 is calibrated on: whatever data.image_set.open_images reads.
+        calib_random: calibrate on synthetic images instead, which is for latency work only.
+        calib_images: how many of them at most, evenly spread.
+        strict: a calibration image that cannot be read is an error.
+        int8: how to quantise.
         tolerance: on the maximum error relative to the largest logit; None takes the precision's.
         bench: measure latency; warmup, duration: its seconds.
         out: the artifact's folder; None derives it from model and precision.
@@ -47,6 +53,11 @@ class ExportRequest:
     opset: int = OPSET
     run: RunOptions = field(default_factory=RunOptions)
     data: Path | None = None
+    calib: Path | None = None
+    calib_random: bool = False
+    calib_images: int = 256
+    strict: bool = False
+    int8: Int8Options = field(default_factory=Int8Options)
     tolerance: float | None = None
     bench: bool = True
     warmup: float = 0.5
@@ -121,17 +132,40 @@ def check_request(request: ExportRequest) -> None:
     for what, value in (("precision", request.precision), ("io_precision", request.io_precision)):
         if value not in PRECISIONS:
             raise UsageError(f"Unknown {what} '{value}': one of {', '.join(PRECISIONS)}.")
-    if request.precision == "fp32" and request.io_precision == "fp16":
+    if request.io_precision == "int8":
+        raise UsageError("Inputs and outputs are fp32 or fp16.")
+    if request.precision != "fp16" and request.io_precision == "fp16":
         raise UsageError("fp16 inputs and outputs need --precision fp16.")
+    check_calibration(request)
     check_batch(request.batch)
     if request.opset not in OPSETS:
         raise UsageError(f"Opset {request.opset} is not one from {OPSETS.start} to {OPSETS.stop - 1}.")
     if request.run.threads < 0 or request.duration < 0 or request.warmup < 0:
         raise UsageError("Threads, warm-up and duration cannot be negative.")
     check_tolerance(request.tolerance)
-    if request.data is not None and not request.data.exists():
-        raise UsageError(f"There is no {request.data}.")
+    for path in (request.data, request.calib):
+        if path is not None and not path.exists():
+            raise UsageError(f"There is no {path}.")
     check(request.model, request.build)
+
+
+def check_calibration(request: ExportRequest) -> None:
+    given = request.calib is not None or request.calib_random
+    if request.precision != "int8":
+        if given:
+            raise UsageError("Calibration images are for --int8.")
+        return
+    if not given:
+        raise UsageError(
+            "int8 needs images to measure activations on.",
+            fix="Give --calib FOLDER with a few hundred photos of the kind that the model will see, or --calib-random "
+            "for a file whose latency is all that counts.",
+        )
+    if request.calib is not None and request.calib_random:
+        raise UsageError("--calib and --calib-random contradict each other.")
+    if request.calib_images < 1:
+        raise UsageError(f"{request.calib_images} calibration images are too few.")
+    request.int8.check()
 
 
 def check_tolerance(tolerance: float | None) -> None:
@@ -156,8 +190,9 @@ def request_record(request: ExportRequest) -> dict[str, Any]:
     """The request as JSON values, for the manifest."""
     record = asdict(request)
     record["batch"] = request.batch if isinstance(request.batch, int) else list(request.batch)
-    for name in ("data", "out"):
+    for name in ("data", "calib", "out"):
         record[name] = None if record[name] is None else str(record[name])
     record["build"] = {k: list(v) if isinstance(v, tuple) else v for k, v in record["build"].items()}
+    record["int8"]["keep"] = list(request.int8.keep)
     record["run"]["provider_options"] = dict(record["run"]["provider_options"])
     return record

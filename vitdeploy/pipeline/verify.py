@@ -11,7 +11,7 @@ from vitdeploy.artifact import Artifact
 from vitdeploy.backends.base import RunOptions
 from vitdeploy.errors import UsageError, VitdeployError
 from vitdeploy.models.build import BuildOptions
-from vitdeploy.pipeline.export import find_departure, judge, run_candidate, verdict
+from vitdeploy.pipeline.export import find_departure, judge, run_candidate, verdict, verification_cases
 from vitdeploy.pipeline.files import model_file, spec_of
 from vitdeploy.pipeline.request import ExportRequest, Listener, Steps, check_tolerance
 from vitdeploy.spec import ModelSpec
@@ -44,7 +44,7 @@ def verify_artifact(
     """
     from vitdeploy.graph.load import check_external_data
     from vitdeploy.models.build import rebuild
-    from vitdeploy.verify.collect import eager_outputs, make_cases
+    from vitdeploy.verify.collect import eager_outputs
 
     check_tolerance(tolerance)
     steps = Steps(listener or Listener())
@@ -54,7 +54,7 @@ def verify_artifact(
     check_external_data(file)
     spec = relocated(trusted(spec_of(path), model, path), weights)
     request = request_of(artifact, file, options or RunOptions(), spec, data, tolerance)
-    cases = make_cases(spec.input, request.batches, data)
+    cases = verification_cases(request, spec)
     with steps.step("build") as detail:
         built = rebuild(spec)
         detail.append(spec.full_name)
@@ -123,6 +123,13 @@ def request_of(
     record: dict[str, Any] = dict(artifact.manifest.request) if artifact is not None else read_request(file)
     batch = record.get("batch", 1)
     build = record.get("build") or {}
+    calib = Path(record["calib"]) if record.get("calib") else None
+    photos = record.get("precision") == "int8" and not record.get("calib_random")
+    if photos and data is None and (calib is None or not calib.exists()):
+        raise UsageError(
+            f"The images that {file} was calibrated on are not here, and int8 is proven on images of their kind.",
+            fix="Give some with --data.",
+        )
     return ExportRequest(
         model=spec.name,
         build=BuildOptions(seed=build.get("seed", 0)),
@@ -133,6 +140,7 @@ def request_of(
         opset=record.get("opset", 20),
         run=options,
         data=data,
+        calib=calib if data is None else None,
         tolerance=tolerance,
         out=file.parent,
     )

@@ -32,25 +32,29 @@ class Case:
         return {"source": self.source, "batch": len(self.image)}
 
 
-def make_cases(spec: InputSpec, batches: Sequence[int], data: Path | None = None, seeds: int = SEEDS) -> list[Case]:
+def make_cases(
+    spec: InputSpec, batches: Sequence[int], data: Path | None = None, seeds: int = SEEDS, *, strict: bool = True
+) -> list[Case]:
     """Inputs to verify on: `seeds` synthetic sets at each batch, and the user's images.
 
     Args:
         spec: how images become tensors.
         batches: batch sizes; a static graph has one, a dynamic one is tried at two.
-        data: a folder or file of images, of which at most 32 are used, or None.
+        data: images as data.image_set.open_images reads them, of which at most 32 are used, or None.
+        seeds: of synthetic images; with 0 the user's images are tried at every batch size.
+        strict: an image that cannot be read is an error.
     """
     cases = []
     for batch in dict.fromkeys(batches):
         cases += [Case(synthetic_images(spec, batch, seed), f"synthetic seed {seed}") for seed in range(seeds)]
     if data is not None:
-        from vitdeploy.data.folder import find_images, load_batch
+        from vitdeploy.data.image_set import open_images
 
-        batch = batches[0]
-        files = find_images(data)[:MOST_REAL_IMAGES]
-        images = load_batch(files, spec)
-        images = images[np.arange(-(-len(images) // batch) * batch) % len(images)]  # the last batch starts over
-        cases += [Case(images[i : i + batch], "data") for i in range(0, len(images), batch)]
+        chosen = open_images(data, spec, limit=MOST_REAL_IMAGES, strict=strict)
+        images = next(iter(chosen.batches(MOST_REAL_IMAGES)))[0]
+        for batch in dict.fromkeys(batches[: 1 if seeds else None]):
+            whole = images[np.arange(-(-len(images) // batch) * batch) % len(images)]  # the last batch starts over
+            cases += [Case(whole[i : i + batch], "data") for i in range(0, len(whole), batch)]
     return cases
 
 

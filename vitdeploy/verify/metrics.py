@@ -116,6 +116,13 @@ BOUNDS: Mapping[str, Bounds] = MappingProxyType(
             cosine=0.9999,
             reason="float16 keeps 11 bits: each weight and activation moves by up to 2^-11, adding up over the depth",
         ),
+        "int8": Bounds(
+            rel_max=0.25,
+            rel_l2=0.15,
+            cosine=0.99,
+            reason="8 bits leave each activation an error of about 1 %, which adds up over the depth; accuracy is what "
+            "`vitdeploy eval` measures on labelled images",
+        ),
     }
 )
 

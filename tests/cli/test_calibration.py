@@ -1,0 +1,107 @@
+"""`export --int8` from the command line: calibrated on the user's images, or refused in one sentence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+Cli = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VITDEPLOY_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def photos(work: Path) -> Path:
+    folder = work / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        pixels = np.clip(rng.integers(0, 256, (1, 1, 3)) + rng.integers(-60, 60, (20, 24, 3)), 0, 255)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i:02}.png")
+    return folder
+
+
+def test_int8_export_is_verified_applied_and_recorded(cli: Cli, work: Path, photos: Path) -> None:
+    Image.new("L", (30, 20), 90).save(photos / "grey.png")
+    Image.new("CMYK", (30, 20), (9, 80, 200, 3)).save(photos / "print.jpg")
+    (photos / "broken.jpg").write_bytes((photos / "print.jpg").read_bytes()[:80])
+    done = cli("export", "tiny.py:make", "--int8", "--calib", "photos", "--no-bench", "--json", "--out", "made")
+    assert done.code == 0, done.err
+    made = json.loads(done.out)
+    assert made["verification"]["passed"]
+    assert made["verification"]["precision"] == "int8"
+    int8 = made["applied"]["int8"]
+    assert int8["images"] == 14
+    assert int8["source"] == "folder"
+    assert len(int8["skipped"]) == 1
+    assert "broken.jpg" in int8["skipped"][0]
+    assert {op["label"] for op in int8["ops"] if op["precision"] == "int8"} >= {"stem", "mix", "head"}
+    assert made["applied"]["census"]["compute"]["int8"] == sum(op["precision"] == "int8" for op in int8["ops"])
+    again = cli("verify", "made", "--model", "tiny.py:make")
+    assert again.code == 0, again.err
+    for photo in photos.iterdir():
+        photo.unlink()
+    photos.rmdir()
+    lost = cli("verify", "made", "--model", "tiny.py:make")
+    assert lost.code == 2
+    assert "--data" in lost.err
+
+
+def test_int8_on_synthetic_images_says_what_it_is_for(cli: Cli, work: Path) -> None:
+    done = cli("export", "tiny.py:make", "--int8", "--calib-random", "--no-bench", "--out", "made")
+    assert done.code == 0, done.err
+    assert "its accuracy is not" in done.err
+    assert json.loads((work / "made" / "manifest.json").read_text())["request"]["calib_random"] is True
+
+
+def save_npy(path: Path, array: np.ndarray) -> None:
+    np.save(path, array)
+
+
+BAD: dict[str, tuple[Callable[[Path], None], tuple[str, ...], str]] = {
+    "no images are given": (lambda work: None, ("--int8",), "--calib"),
+    "the folder is not there": (lambda work: None, ("--int8", "--calib", "nowhere"), "nowhere"),
+    "the folder is empty": (lambda work: (work / "empty").mkdir(), ("--int8", "--calib", "empty"), "No image in empty"),
+    "both kinds are asked for": (lambda work: None, ("--int8", "--calib", ".", "--calib-random"), "contradict"),
+    "two precisions are asked for": (lambda work: None, ("--int8", "--fp16"), "fp16, int8"),
+    "images are given for fp16": (lambda work: None, ("--fp16", "--calib", "."), "--int8"),
+    "the method is unknown": (lambda work: None, ("--int8", "--calib-random", "--calib-method", "best"), "'best'"),
+    "no layer matches": (lambda work: None, ("--int8", "--calib-random", "--keep", "neck"), "'neck'"),
+    "tensors have another size": (
+        lambda work: save_npy(work / "x.npy", np.zeros((4, 3, 8, 8), np.float32)),
+        ("--int8", "--calib", "x.npy"),
+        "[3, 8, 8]",
+    ),
+    "a tensor has NaN": (
+        lambda work: save_npy(work / "x.npy", np.full((4, 3, 16, 16), np.nan, np.float32)),
+        ("--int8", "--calib", "x.npy"),
+        "NaN",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_int8_is_refused_in_one_sentence_when(case: str, cli: Cli, work: Path) -> None:
+    prepare, flags, text = BAD[case]
+    prepare(work)
+    done = cli("export", "tiny.py:make", *flags, "--no-bench", "--out", "made")
+    assert done.code == 2, done.err
+    assert text in done.err
+    assert "Traceback" not in done.err
+    assert not (work / "made").exists()
+
+
+def test_unreadable_image_ends_a_strict_export(cli: Cli, work: Path, photos: Path) -> None:
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    done = cli("export", "tiny.py:make", "--int8", "--calib", "photos", "--strict", "--no-bench", "--out", "made")
+    assert done.code == 2
+    assert "broken.jpg" in done.err

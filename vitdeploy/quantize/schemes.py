@@ -1,0 +1,166 @@
+"""How each runtime wants int8 expressed in Q/DQ, as data. `lint.py` holds a graph against it, `int8.py` writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from types import MappingProxyType
+
+from vitdeploy.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One runtime's dialect of Q/DQ.
+
+    Weights are always int8, symmetric, one scale an output channel; activations have one scale a tensor. What differs:
+
+    Attributes:
+        name: as in `vitdeploy inspect --scheme`.
+        activation: 'uint8' or 'int8'.
+        symmetric: whether the zero point of activations is 0.
+        weight_peak: the largest magnitude of a quantised weight.
+        bias: 'int32' (a DequantizeLinear of the accumulator's own scale) or 'float'.
+        linear: 'Gemm' where a bias must be part of the node, 'any' where MatMul + Add serves as well.
+        outputs: compute ops whose output must be quantised too, or they run in float.
+        follow: ops between quantised tensors that then run in int8 as well.
+        apart: a product's float output that others read too must not feed a QuantizeLinear directly.
+        smallest: a product with an inner or output width below this stays in float.
+        not_before: a product read by such an op, perhaps through a Reshape, stays in float.
+        rest: precision of what is not quantised: 'fp32' or 'fp16'.
+        reasons: why, by field.
+    """
+
+    name: str
+    activation: str = "uint8"
+    symmetric: bool = False
+    weight_peak: int = 127
+    bias: str = "float"
+    linear: str = "any"
+    outputs: frozenset[str] = frozenset()
+    follow: frozenset[str] = frozenset()
+    apart: bool = False
+    smallest: int = 0
+    not_before: frozenset[str] = frozenset()
+    rest: str = "fp32"
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def levels(self) -> int:
+        """Values that an activation can take: a symmetric int8 leaves -128 out."""
+        return 255 if self.symmetric else 256
+
+
+_ONNXRUNTIME = Scheme(
+    "onnxruntime",
+    bias="int32",
+    linear="Gemm",
+    outputs=frozenset({"Conv"}),
+    follow=frozenset({"Sigmoid", "Mul"}),
+    apart=True,
+    reasons=MappingProxyType(
+        {
+            "activation": "VNNI multiplies u8 by s8; MLAS has no fast s8 x s8 on x86 before AMX",
+            "bias": "QGemm and QLinearConv take an int32 bias in the accumulator's scale; a float one stops the fusion",
+            "linear": "MatMul + Add becomes a float Gemm before Q/DQ is looked at, and then runs in fp32",
+            "outputs": "QLinearConv writes int8: without Q/DQ behind it a Conv stays in fp32, while QGemm writes float",
+            "apart": "a product with one quantised and one float reader is not fused; a Reshape of no effect hides the "
+            "first",
+            "follow": "SiLU's Sigmoid and Mul have int8 kernels, so a convolution's trunk stays in one byte",
+        }
+    ),
+)
+
+SCHEMES: Mapping[str, Scheme] = MappingProxyType(
+    {
+        scheme.name: scheme
+        for scheme in (
+            _ONNXRUNTIME,
+            Scheme(
+                "onnxruntime-avx2",
+                weight_peak=63,
+                bias="int32",
+                linear="Gemm",
+                outputs=_ONNXRUNTIME.outputs,
+                follow=_ONNXRUNTIME.follow,
+                apart=True,
+                reasons=MappingProxyType(
+                    {
+                        **_ONNXRUNTIME.reasons,
+                        "weight_peak": "without VNNI, two u8 x s8 products are added in 16 bits, which overflow",
+                    }
+                ),
+            ),
+            Scheme(
+                "onnxruntime-arm",
+                activation="int8",
+                bias="int32",
+                linear="Gemm",
+                outputs=_ONNXRUNTIME.outputs,
+                follow=_ONNXRUNTIME.follow,
+                apart=True,
+                reasons=MappingProxyType(
+                    {
+                        **_ONNXRUNTIME.reasons,
+                        "activation": "ARM's dot product (SDOT, SMMLA) multiplies s8 by s8",
+                    }
+                ),
+            ),
+            Scheme(
+                "openvino",
+                not_before=frozenset({"InstanceNormalization"}),
+                reasons=MappingProxyType(
+                    {
+                        "activation": "oneDNN's x86 kernels multiply u8 by s8, and fold the zero point into the bias",
+                        "not_before": "OpenVINO (to 2026.4 at least) moves the weights' scales behind the norm, where "
+                        "one a channel is lost: the outputs are garbage",
+                        "bias": "OpenVINO adds the bias in float, fused; a quantised one only loses bits",
+                    }
+                ),
+            ),
+            Scheme(
+                "tensorrt",
+                activation="int8",
+                symmetric=True,
+                smallest=16,
+                rest="fp16",
+                reasons=MappingProxyType(
+                    {
+                        "activation": "the parser rejects uint8 tensors",
+                        "symmetric": "the parser rejects a zero point that is not 0",
+                        "bias": "the parser rejects an int32 bias behind a DequantizeLinear",
+                        "outputs": "a Q behind a product breaks the fusion with what follows",
+                        "smallest": "products with a width under 16 do not fill a tile and lose to fp16",
+                        "rest": "a network of int8 and fp32 is slower than one of fp16",
+                    }
+                ),
+            ),
+            Scheme(
+                "mobile",
+                activation="int8",
+                bias="int32",
+                linear="Gemm",
+                outputs=frozenset({"Conv", "Gemm"}),
+                follow=frozenset({"Sigmoid", "Mul", "Add"}),
+                reasons=MappingProxyType(
+                    {
+                        "activation": "XNNPACK, NNAPI and QNN have s8 kernels with a zero point",
+                        "bias": "they take it as int32 in the accumulator's scale",
+                        "outputs": "their products write int8 alone",
+                        "linear": "their fully connected operator has its bias inside",
+                    }
+                ),
+            ),
+        )
+    }
+)
+
+
+def get(name: str) -> Scheme:
+    """The scheme of that name. Raises UsageError with the nearest names when there is none."""
+    if name in SCHEMES:
+        return SCHEMES[name]
+    near = get_close_matches(name.lower(), SCHEMES, n=2, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"There are: {', '.join(SCHEMES)}."
+    raise UsageError(f"Unknown scheme '{name}'.", fix=hint)
