@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,13 @@ def eager(module: nn.Module, image: np.ndarray) -> np.ndarray:
         return module.eval()(torch.from_numpy(image)).numpy()
 
 
+def eager_double(module: nn.Module, image: np.ndarray) -> np.ndarray:
+    import torch
+
+    with torch.inference_mode():
+        return deepcopy(module).eval().double()(torch.from_numpy(image).double()).numpy()
+
+
 def assert_file_equals_eager(path: Path, module: nn.Module, shape: tuple[int, int, int], *batches: int) -> None:
     """Equal on two synthetic images a batch size, on outputs that depend on the image."""
     outputs = []
@@ -64,6 +72,8 @@ def assert_file_equals_eager(path: Path, module: nn.Module, shape: tuple[int, in
             assert got.dtype == np.float32
             difference = float(np.abs(got - expected).max())
             scale = float(np.abs(expected).max())
+            if difference > BOUND * scale:  # eager float32 is one rounding of the model; the exact function decides
+                difference = float(np.abs(got - eager_double(module, image)).max())
             assert difference <= BOUND * scale, f"batch {batch}: {difference / scale:.1e} of the largest output"
             outputs.append(expected[:1])
     assert np.abs(outputs[0] - outputs[1]).max() > 0.01 * np.abs(outputs[0]).max(), "it sees no images: a dead test"

@@ -11,7 +11,7 @@ from vitdeploy.artifact import Artifact
 from vitdeploy.backends.base import RunOptions
 from vitdeploy.errors import UsageError, VitdeployError
 from vitdeploy.models.build import BuildOptions
-from vitdeploy.pipeline.export import find_departure, judge, run_candidate, verdict, verification_cases
+from vitdeploy.pipeline.export import find_departure, judge, run_candidate, settle, verdict, verification_cases
 from vitdeploy.pipeline.files import model_file, spec_of
 from vitdeploy.pipeline.request import ExportRequest, Listener, Steps, check_tolerance
 from vitdeploy.spec import ModelSpec
@@ -62,7 +62,9 @@ def verify_artifact(
         reference = eager_outputs(built.module, cases)
     del built
     with steps.step("verify") as detail:
-        verification = judge(request, cases, reference, run_candidate(request, file, cases))
+        collected = run_candidate(request, file, cases)
+        verification = judge(request, cases, reference, collected)
+        verification = settle(request, spec, cases, collected, verification)
         detail += [verification.summary(), "PASS" if verification else "FAIL"]
     if not verification:
         departure, unknown = None, []

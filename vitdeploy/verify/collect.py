@@ -58,8 +58,10 @@ def make_cases(
     return cases
 
 
-def eager_outputs(module: nn.Module, cases: Sequence[Case], name: str = "logits") -> list[dict[str, np.ndarray]]:
-    """What PyTorch itself says, float32, in eval mode, without gradients.
+def eager_outputs(
+    module: nn.Module, cases: Sequence[Case], name: str = "logits", *, double: bool = False
+) -> list[dict[str, np.ndarray]]:
+    """What PyTorch itself says, float32, in eval mode, without gradients; computed in float64 with `double`.
 
     Raises:
         VerificationFailed: NaN or Inf: the model is broken before anything was exported.
@@ -70,7 +72,8 @@ def eager_outputs(module: nn.Module, cases: Sequence[Case], name: str = "logits"
     results = []
     with torch.inference_mode():
         for case in cases:
-            out = module(torch.from_numpy(case.image))
+            image = torch.from_numpy(case.image)
+            out = module(image.double() if double else image)
             if not isinstance(out, torch.Tensor):
                 raise UsageError(f"The model returns {type(out).__name__}, not one tensor.")
             array = out.float().cpu().numpy()

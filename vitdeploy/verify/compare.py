@@ -36,6 +36,7 @@ class Verification:
         logits: per output that was compared as logits, the counts summed over the cases.
         cases: what was run, each {'source': 'synthetic seed 0' or 'data', 'batch': images at once}.
         reasons: why it failed, a sentence each; empty when it passed.
+        reference: what the outputs were compared with.
     """
 
     precision: str
@@ -44,6 +45,7 @@ class Verification:
     logits: Mapping[str, LogitMetrics]
     cases: Sequence[Mapping[str, Any]]
     reasons: Sequence[str]
+    reference: str = "PyTorch in float32"
 
     def __bool__(self) -> bool:
         return self.passed
@@ -64,6 +66,7 @@ class Verification:
             "cases": [dict(case) for case in self.cases],
             "outputs": outputs,
             "reasons": list(self.reasons),
+            "reference": self.reference,
         }
 
     def summary(self) -> str:
