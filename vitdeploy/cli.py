@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from vitdeploy import __version__
-from vitdeploy.errors import UsageError
+from vitdeploy.errors import UnsupportedModel, UsageError
 from vitdeploy.exits import run
 
 app = typer.Typer(
@@ -406,18 +406,31 @@ def bench(
 @app.command()
 def inspect(
     model: Annotated[Path, typer.Argument(metavar="ARTIFACT|FILE", help="An artifact's folder or an .onnx file.")],
+    scheme: Annotated[
+        str | None,
+        typer.Option(help="Also hold its Q/DQ against a runtime's scheme: onnxruntime, openvino, tensorrt..."),
+    ] = None,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Ops, precisions, parameters and MACs of an ONNX file."""
-    from vitdeploy.pipeline import inspect_file
-    from vitdeploy.report.tables import print_json, print_summary
+    """Ops, precisions, parameters and MACs of an ONNX file.
+
+    With --scheme, also the nodes whose quantisation a runtime would trip over.
+    """
+    from vitdeploy.pipeline import inspect_file, lint_file
+    from vitdeploy.report.tables import print_findings, print_json, print_summary
 
     summary = inspect_file(model)
+    findings = None if scheme is None else lint_file(model, scheme)
     if json:
-        print_json(summary)
+        faults = {} if findings is None else {"scheme": scheme, "findings": [found.to_dict() for found in findings]}
+        print_json({**summary, **faults})
     else:
         print_summary(summary)
+        if scheme is not None and findings is not None:
+            print_findings(scheme, findings)
+    if findings:
+        raise UnsupportedModel(f"{model} breaks the scheme {scheme} in {len(findings)} places.")
 
 
 @app.command()

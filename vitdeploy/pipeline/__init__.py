@@ -2,7 +2,7 @@
 
 from vitdeploy.pipeline.evaluate import EvalRequest, evaluate
 from vitdeploy.pipeline.export import export
-from vitdeploy.pipeline.files import bench_files, inspect_file, model_file, predict_images
+from vitdeploy.pipeline.files import bench_files, inspect_file, lint_file, model_file, predict_images
 from vitdeploy.pipeline.request import ExportRequest, Listener, check_request, request_record
 from vitdeploy.pipeline.verify import verify_artifact
 
@@ -15,6 +15,7 @@ __all__ = [
     "evaluate",
     "export",
     "inspect_file",
+    "lint_file",
     "model_file",
     "predict_images",
     "request_record",

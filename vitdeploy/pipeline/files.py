@@ -14,6 +14,7 @@ from vitdeploy.spec import ModelSpec
 if TYPE_CHECKING:
     from vitdeploy.bench.sessions import Measured
     from vitdeploy.bench.stats import Ratio
+    from vitdeploy.quantize.lint import Finding
 
 
 def model_file(path: Path) -> tuple[Path, Artifact | None]:
@@ -67,6 +68,19 @@ def inspect_file(path: Path) -> dict[str, Any]:
     file, _ = model_file(path)
     summary = summarize(load(file))
     return {"file": str(file), "bytes": file.stat().st_size, **summary}
+
+
+def lint_file(path: Path, scheme: str) -> list[Finding]:
+    """What a scheme forbids in the Q/DQ of an ONNX file, whoever made it.
+
+    Raises UsageError on an unknown scheme or a file that is not a model.
+    """
+    from vitdeploy.graph.load import load
+    from vitdeploy.quantize import schemes
+    from vitdeploy.quantize.lint import lint
+
+    wanted = schemes.get(scheme)
+    return lint(load(model_file(path)[0]), wanted)
 
 
 def predict_images(

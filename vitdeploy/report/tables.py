@@ -12,6 +12,7 @@ from vitdeploy.errors import VitdeployError
 
 if TYPE_CHECKING:
     from vitdeploy.backends.base import Backend
+    from vitdeploy.quantize.lint import Finding
 
 
 def model_rows(names: Sequence[str]) -> list[dict[str, Any]]:
@@ -154,6 +155,20 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     print()
     rows = [(op, str(n)) for op, n in sorted(ops.items(), key=lambda item: (-item[1], item[0]))]
     print_table(("op", "nodes"), rows, right=(1,))
+
+
+def print_findings(scheme: str, findings: Sequence[Finding]) -> None:
+    """What a scheme forbids, a line a node, and each reason once."""
+    print()
+    if not findings:
+        print(f"Its Q/DQ keeps to the scheme {scheme}.")
+        return
+    print_table(("rule", "node", "what is wrong"), [(f.rule, f.node, f.message) for f in findings])
+    reasons = dict.fromkeys((f.rule, f.reason) for f in findings if f.reason)
+    if reasons:
+        print()
+    for rule, reason in reasons:
+        print(f"{rule}: {reason}.")
 
 
 def print_predictions(results: Sequence[Mapping[str, Any]]) -> None:
