@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 Progress = Callable[[int], None]  # hears how many images are done
-FORMAT = 1  # of the cache's files; part of their key
+FORMAT = 2  # of the cache's files; part of their key
 CACHED = 64  # files kept, the most recently used
 
 
@@ -96,13 +96,13 @@ def cache_folder() -> Path:
     return Path(base).expanduser() / "vitdeploy" / "calibration"
 
 
-def cached(key: str) -> dict[str, TensorStatistics] | None:
+def cached(key: str) -> tuple[dict[str, TensorStatistics], int] | None:
     """What `remember` kept under this key; None when there is nothing, or nothing whole."""
     path = cache_folder() / f"{key}.npz"
     try:
         with np.load(path, allow_pickle=False) as file:
             names = [str(name) for name in file["names"]]
-            found = {name: _read(file, i) for i, name in enumerate(names)}
+            found = {name: _read(file, i) for i, name in enumerate(names)}, int(file["images"])
     except Exception:  # a cache that cannot be read is a cache that is not there
         return None
     with suppress(OSError):
@@ -110,10 +110,10 @@ def cached(key: str) -> dict[str, TensorStatistics] | None:
     return found
 
 
-def remember(key: str, statistics: Mapping[str, TensorStatistics]) -> None:
-    """Keep a sweep for the next time; a disk that is full or read-only only means that there is no next time."""
+def remember(key: str, statistics: Mapping[str, TensorStatistics], images: int) -> None:
+    """Keep a sweep over so many images for the next time; on a full or read-only disk there is no next time."""
     folder = cache_folder()
-    arrays: dict[str, np.ndarray] = {"names": np.array(list(statistics))}
+    arrays: dict[str, np.ndarray] = {"names": np.array(list(statistics)), "images": np.array(images)}
     for i, one in enumerate(statistics.values()):
         arrays |= {f"{i}.{field.name}": np.asarray(getattr(one, field.name)) for field in fields(one)}
     with suppress(OSError):

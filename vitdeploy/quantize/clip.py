@@ -19,6 +19,7 @@ Function = Callable[[np.ndarray], np.ndarray]
 
 PERCENTILE = 99.99
 SHARES = np.linspace(1.0, 0.2, 81)  # of the whole range, that a search tries
+DEEP = np.linspace(1.0, 0.02, 197)  # where a function makes most of the range zero
 TOGETHER = 64  # values that a sum adds up, at the least
 TINY = 1e-12
 
@@ -65,6 +66,7 @@ def _percentile(statistics: TensorStatistics, symmetric: bool, levels: int, thro
 
 def _mse(statistics: TensorStatistics, symmetric: bool, levels: int, through: Function | None) -> Range:
     """The range whose rounding error (step^2 / 12 inside) and clipping error (outside) are least together."""
+    shares = SHARES if through is None else DEEP
     filled = statistics.counts > 0
     counts = statistics.counts[filled].astype(np.float64)
     centres = statistics.centres[filled].clip(statistics.minimum, statistics.maximum)
@@ -86,14 +88,14 @@ def _mse(statistics: TensorStatistics, symmetric: bool, levels: int, through: Fu
     low, high = min(statistics.minimum, 0.0), max(statistics.maximum, 0.0)
     if symmetric:
         peak = max(-low, high)
-        best = min(SHARES, key=lambda share: cost(-peak * share, peak * share))
+        best = min(shares, key=lambda share: cost(-peak * share, peak * share))
         return float(-peak * best), float(peak * best)
     # One end at a time: they share nothing but the step.
     for _ in range(2):
         top, bottom = high, low
-        high = float(min(SHARES * max(statistics.maximum, 0.0), key=lambda end: cost(bottom, end)))
+        high = float(min(shares * max(statistics.maximum, 0.0), key=lambda end: cost(bottom, end)))
         top = high
-        low = float(min(SHARES * min(statistics.minimum, 0.0), key=lambda end: cost(end, top)))
+        low = float(min(shares * min(statistics.minimum, 0.0), key=lambda end: cost(end, top)))
     return low, high
 
 

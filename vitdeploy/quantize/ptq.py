@@ -16,7 +16,7 @@ from vitdeploy.graph.edit import sweep
 from vitdeploy.graph.ops import macs, parameters
 from vitdeploy.quantize.bias import correct_biases, correctable, mean_outputs
 from vitdeploy.quantize.calibrate import cache_key, cached, calibrate, remember
-from vitdeploy.quantize.clip import find_range
+from vitdeploy.quantize.clip import Range, find_range
 from vitdeploy.quantize.int8 import Places, all_params, default_plan, find_places, insert, seen_through
 from vitdeploy.quantize.observe import TensorStatistics
 from vitdeploy.quantize.options import Int8Options
@@ -98,48 +98,49 @@ def to_int8(
     options = options or Int8Options()
     options.check()
     before = parameters(model)[1]
-    work = macs(model).nodes
     if scheme.linear == "Gemm":
         to_gemm(model)
-        work = macs(model).nodes
     targets = find_targets(model, scheme)
     kept = _kept(targets, options.keep)
     plan = default_plan(targets)
     plan |= {t.name: "int8" for t in targets if options.attention and t.axis is None}
     plan |= dict.fromkeys(kept, "float")
-    chosen = [target for target in targets if plan[target.name] == "int8"]
-    if not chosen:
-        raise UnsupportedModel("Nothing in this graph can run in int8: it has no product with constant weights.")
+    weighted = [target for target in targets if plan[target.name] == "int8" and target.axis is not None]
+    if not weighted:
+        raise UnsupportedModel("Nothing is left for int8 in this graph: no product with constant weights.")
     places = find_places(targets, plan, scheme)
     statistics, seen = _statistics(model, places, images, threads, progress)
-    values = {**places.inputs, **places.outputs}
-    ranges = {
-        name: find_range(
-            statistics[name],
-            options.method,
-            symmetric=scheme.symmetric,
-            levels=scheme.levels,
-            through=seen_through(value) if name in places.outputs else None,
-        )
-        for name, value in values.items()
-    }
+    ranges = _ranges(places, statistics, scheme, options.method)
     few = _some(images, model)
-    wanted = None
+    wanted: Mapping[str, np.ndarray] = {}
     if options.correct_bias:
-        wanted = mean_outputs(model, {t.name: t.channels for t in chosen if t.axis is not None}, few(), threads=threads)
+        wanted = mean_outputs(model, {t.name: t.channels for t in weighted}, few(), threads=threads)
     learned = None
     if options.rounding == "learned":
-        weighted = [target for target in chosen if target.axis is not None]
         moments = gather(model, weighted, all_params(places, ranges, scheme), few(), BIAS_IMAGES, threads=threads)
         learned = rounding(moments, scheme.weight_peak)
+    work = macs(model).nodes
     ops = [_described(target, plan, work, kept) for target in targets]
     insert(model, targets, plan, places, ranges, scheme, learned)
-    if wanted is not None:
+    if options.correct_bias:
         correct_biases(model, {name: wanted[name] for name in correctable(model)}, few(), threads=threads)
         sweep(model)
     total, integer = sum(op["macs"] for op in ops), sum(op["macs"] for op in ops if op["precision"] == "int8")
     after = parameters(model)[1]
     return Int8Report(scheme.name, options, seen, images.source, images.digest, ops, total, integer, before, after)
+
+
+def _ranges(
+    places: Places, statistics: Mapping[str, TensorStatistics], scheme: Scheme, method: str
+) -> dict[str, Range]:
+    """What each quantised value covers. What a product writes is judged behind the function that reads it."""
+    through = {name: seen_through(value) for name, value in places.outputs.items()}
+    return {
+        name: find_range(
+            statistics[name], method, symmetric=scheme.symmetric, levels=scheme.levels, through=through.get(name)
+        )
+        for name in (*places.inputs, *places.outputs)
+    }
 
 
 def _kept(targets: Sequence[Target], patterns: Sequence[str]) -> list[str]:
@@ -159,9 +160,9 @@ def _statistics(
 ) -> tuple[dict[str, TensorStatistics], int]:
     """The sweep, or the one that was kept from before; and how many images it read."""
     key = cache_key(model, images.digest, places.axes)
-    found = cached(key)
-    if found is not None and set(found) >= set(places.axes):
-        return found, images.count
+    known = cached(key)
+    if known is not None:
+        return known
     seen = 0
 
     def counted() -> Iterator[np.ndarray]:
@@ -171,7 +172,7 @@ def _statistics(
             yield batch
 
     found = calibrate(model, places.axes, _whole(counted(), model), threads=threads, progress=progress)
-    remember(key, found)
+    remember(key, found, seen)
     return found, seen
 
 
