@@ -145,7 +145,7 @@ def test_biases_give_every_product_the_mean_that_it_has_in_float() -> None:
         to_gemm(reference)
         want, got = mean_outputs(reference, axes, [calib]), mean_outputs(model, axes, [calib])
         off[correct] = max(float(np.linalg.norm(got[n] - want[n]) / np.linalg.norm(want[n])) for n in axes)
-    assert off[True] < 0.02
+    assert off[True] < 0.04
     assert off[False] > 2 * off[True]
 
 
