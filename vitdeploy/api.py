@@ -13,12 +13,14 @@ from vitdeploy.backends.base import RunOptions, Session
 from vitdeploy.errors import UsageError
 from vitdeploy.models.build import BuildOptions, Built
 from vitdeploy.models.build import build as build_model
-from vitdeploy.pipeline import EvalRequest, ExportRequest, Listener
+from vitdeploy.pipeline import EvalRequest, ExportRequest, Listener, TuneRequest
 from vitdeploy.quantize.options import Int8Options
+from vitdeploy.tune.budget import Budget
 
 if TYPE_CHECKING:
     from vitdeploy.bench.sessions import Measured
     from vitdeploy.pipeline.evaluate import Evaluation
+    from vitdeploy.pipeline.tune import Tuned
     from vitdeploy.verify.compare import Verification
 
 PathLike = str | Path
@@ -56,19 +58,58 @@ def export(model: str, *, listener: Listener | None = None, **options: Any) -> A
     Raises:
         UsageError, MissingDependency, VerificationFailed, PrecisionNotApplied, BackendError, UnsupportedModel.
     """
+    return pipeline.export(export_request(model, options), listener)
+
+
+def export_request(model: str, options: dict[str, Any]) -> ExportRequest:
+    """The request that flat options mean."""
     about_model, about_run, about_int8 = names_of(BuildOptions), names_of(RunOptions), names_of(Int8Options)
     own = {k: v for k, v in options.items() if k not in {*about_model, *about_run, *about_int8}}
     for name in ("data", "calib", "out"):
         if own.get(name) is not None:
             own[name] = Path(own[name])
-    request = ExportRequest(
+    return ExportRequest(
         model=model,
         build=BuildOptions(**{k: v for k, v in options.items() if k in about_model}),
         run=RunOptions(**{k: v for k, v in options.items() if k in about_run}),
         int8=Int8Options(**{k: v for k, v in options.items() if k in about_int8}),
         **known(own, ExportRequest),
     )
-    return pipeline.export(request, listener)
+
+
+def tune(
+    model: str,
+    *,
+    data: PathLike | None = None,
+    listener: Listener | None = None,
+    backends: Sequence[str] = (),
+    search_images: int = 1000,
+    time_budget: float = 600.0,
+    split_seed: int = 0,
+    **options: Any,
+) -> Tuned:
+    """The fastest plan within a budget, measured on this device.
+
+    Args:
+        model: as for `build`.
+        data: labelled images; one half searches, the other confirms.
+        backends, search_images, time_budget, split_seed: see pipeline.tune.TuneRequest.
+        options: fields of Budget (max_drop, max_error, max_latency, max_size), and those of `export`, all flat.
+
+    Raises:
+        UsageError, MissingDependency, UnsupportedModel, VerificationFailed.
+    """
+    limits = {k: v for k, v in options.items() if k in names_of(Budget)}
+    request = TuneRequest(
+        export=export_request(model, {k: v for k, v in options.items() if k not in limits}),
+        budget=Budget(**limits),
+        data=None if data is None else Path(data),
+        backends=tuple(backends),
+        search_images=search_images,
+        time_budget=time_budget,
+        split_seed=split_seed,
+    )
+    return pipeline.tune(request, listener)
 
 
 def load(artifact: PathLike, **options: Any) -> Session:

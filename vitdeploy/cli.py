@@ -404,6 +404,112 @@ def bench(
 
 
 @app.command()
+def tune(
+    model: ModelArg,
+    data: Annotated[Path | None, typer.Option(help="Labelled images; one half searches, the other confirms.")] = None,
+    calib: Annotated[
+        Path | None, typer.Option(help="Images to calibrate int8 on; without --data also to judge by, unlabelled.")
+    ] = None,
+    calib_random: Annotated[
+        bool, typer.Option("--calib-random", help="Synthetic images instead, for latency work only.")
+    ] = False,
+    max_drop: Annotated[
+        float | None, typer.Option(help="Percentage points of top-1; unlabelled: percent of images that change class.")
+    ] = None,
+    max_error: Annotated[float | None, typer.Option(help="Relative L2 error of the logits.")] = None,
+    max_latency: Annotated[float | None, typer.Option(help="p50 in milliseconds.")] = None,
+    max_size: Annotated[float | None, typer.Option(help="Megabytes of the model's files.")] = None,
+    time_budget: Annotated[
+        float, typer.Option(min=0, callback=finite, help="Seconds of search; building and the last race come on top.")
+    ] = 600.0,
+    backend: Annotated[
+        list[str] | None, typer.Option(help="Runtime to try; repeatable. By default all that are installed.")
+    ] = None,
+    search_images: Annotated[int, typer.Option(min=1, help="Images of the first half in each trial, at most.")] = 1000,
+    split_seed: Annotated[int, typer.Option(min=0, help="Of the halves.")] = 0,
+    calib_images: Annotated[int, typer.Option(min=1, help="How many to calibrate on, at most.")] = 256,
+    keep: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Layers that stay in float; repeatable.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail on an image that cannot be read.")] = False,
+    weights: Weights = None,
+    pretrained: PretrainedOpt = None,
+    num_classes: NumClasses = None,
+    image_size: ImageSize = None,
+    in_chans: InChans = None,
+    seed: Seed = 0,
+    mean: Mean = None,
+    std: Std = None,
+    crop_pct: CropPct = None,
+    interpolation: Interpolation = None,
+    batch: Annotated[str, typer.Option(help="Fixed batch such as 4, or min:opt:max such as 1:8:32.")] = "1",
+    device: Device = "cpu",
+    threads: Threads = 1,
+    warmup: Warmup = 0.5,
+    duration: Duration = 3.0,
+    out: Annotated[Path | None, typer.Option(help="The artifact's folder; by default MODEL-tuned.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing artifact.")] = False,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """The fastest plan within a budget, measured on this device.
+
+    Tries precisions, backends and mixtures; what it writes is faster than fp32 and fp16, or is one of them.
+    """
+    from vitdeploy.backends.base import RunOptions
+    from vitdeploy.models.build import BuildOptions
+    from vitdeploy.pipeline import ExportRequest, TuneRequest
+    from vitdeploy.pipeline import tune as run_tune
+    from vitdeploy.quantize.options import Int8Options
+    from vitdeploy.report.console import ConsoleListener, print_artifact
+    from vitdeploy.report.tables import print_json, print_tuned
+    from vitdeploy.tune.budget import Budget
+
+    numbers = (parse_numbers(mean, "--mean"), parse_numbers(std, "--std"))
+    request = TuneRequest(
+        export=ExportRequest(
+            model=model,
+            build=BuildOptions(
+                weights,
+                pretrained,
+                num_classes,
+                parse_size(image_size),
+                in_chans,
+                seed,
+                *numbers,
+                crop_pct,
+                interpolation,
+            ),
+            batch=parse_batch(batch),
+            run=RunOptions(device, threads),
+            calib=calib,
+            calib_random=calib_random,
+            calib_images=calib_images,
+            strict=strict,
+            int8=Int8Options(keep=tuple(keep or ())),
+            warmup=warmup,
+            duration=duration,
+            out=out,
+            force=force,
+        ),
+        budget=Budget(max_drop, max_error, max_latency, None if max_size is None else round(max_size * 1e6)),
+        data=data,
+        backends=tuple(backend or ()),
+        search_images=search_images,
+        time_budget=time_budget,
+        split_seed=split_seed,
+    )
+    with ConsoleListener(quiet=json) as listener:
+        tuned = run_tune(request, listener)
+    manifest = tuned.artifact.manifest
+    if json:
+        print_json({"folder": str(tuned.artifact.folder), **manifest.to_dict()})
+    else:
+        print_tuned(manifest.to_dict()["applied"]["tune"])
+        print_artifact(tuned.artifact)
+
+
+@app.command()
 def inspect(
     model: Annotated[Path, typer.Argument(metavar="ARTIFACT|FILE", help="An artifact's folder or an .onnx file.")],
     scheme: Annotated[

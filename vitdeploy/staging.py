@@ -41,7 +41,7 @@ def make_stage(place: Path, parents: list[Path]) -> tuple[Path, int | None]:
             continue
         lock: int | None = None
         try:
-            lock = _lock(folder)
+            lock = lock_folder(folder)
             if lock is None or os.path.samestat(os.fstat(lock), folder.stat()):
                 return folder, lock
         except (BlockingIOError, FileNotFoundError):
@@ -105,7 +105,7 @@ def _exchange(one: Path, other: Path) -> bool:
 def _exchange_by_renames(new: Path, place: Path) -> None:
     """Swap two folders in three steps. Whoever dies before the second leaves an '.old' that `tidy` brings back."""
     aside = _hidden(place, "old")
-    lock = _lock(place)
+    lock = lock_folder(place)
     try:
         os.rename(place, aside)  # noqa: PTH104
         try:
@@ -144,7 +144,7 @@ def tidy(place: Path) -> None:
         lock: int | None = None
         with suppress(OSError):  # BlockingIOError: in use; others: gone, or not ours to remove
             try:
-                lock = _lock(left)
+                lock = lock_folder(left)
                 if lock is None and not _abandoned(left, int(match[2])):
                     continue
                 if match[1] == "old" and not os.path.lexists(place):
@@ -156,7 +156,7 @@ def tidy(place: Path) -> None:
                     os.close(lock)
 
 
-def _lock(folder: Path) -> int | None:
+def lock_folder(folder: Path) -> int | None:
     """A descriptor that holds the folder's lock until it is closed, wherever the folder is moved.
 
     None where the system or the file system has no locks on folders. Raises BlockingIOError when another holds it.

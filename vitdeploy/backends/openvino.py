@@ -73,6 +73,9 @@ class OpenVinoBackend(Backend):
 
         return schemes.get("openvino")
 
+    def rest_in(self, precision: str) -> Mapping[str, str]:
+        return {} if precision == "fp32" else {"INFERENCE_PRECISION_HINT": precision}
+
     def _compile(self, graph: ir.Model, folder: Path, options: RunOptions, precision: str) -> list[Path]:
         from vitdeploy.graph.save import save
 

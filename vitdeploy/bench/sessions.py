@@ -18,11 +18,12 @@ from vitdeploy.errors import UsageError
 
 @dataclass(frozen=True)
 class Candidate:
-    """One thing to measure: which backend opens which file, on inputs of which batch."""
+    """One thing to measure: which backend opens which file, with options of its own where it has any."""
 
     backend: str
     model: Path
     label: str
+    options: RunOptions | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def time_runs(
     """Time the candidates in turn; returns (batch, seconds by turn) each. Made to run in a child process."""
     from vitdeploy.backends import registry
 
-    sessions = [registry.get(c.backend).open(c.model, options) for c in candidates]
+    sessions = [registry.get(c.backend).open(c.model, c.options or options) for c in candidates]
     calls, batches = [], []
     for session, candidate in zip(sessions, candidates, strict=True):
         feeds = {spec.name: random_input(spec.shape, spec.dtype, batch, candidate.label) for spec in session.inputs}
@@ -92,7 +93,7 @@ def run_once(candidate: Candidate, options: RunOptions, batch: int | None) -> No
     """Load and run: what a program that only infers does. Made to run in a child process, for its peak memory."""
     from vitdeploy.backends import registry
 
-    with registry.get(candidate.backend).open(candidate.model, options) as session:
+    with registry.get(candidate.backend).open(candidate.model, candidate.options or options) as session:
         feeds = {spec.name: random_input(spec.shape, spec.dtype, batch, candidate.label) for spec in session.inputs}
         for _ in range(2):
             session.run(feeds)

@@ -37,6 +37,7 @@ def measure_interleaved(
     max_runs: int | None = None,
     clock: Callable[[], float] = time.perf_counter,
     progress: Callable[[float], None] | None = None,
+    settle_s: float = SETTLE_S,
 ) -> list[Turns]:
     """Seconds of each call, candidate by candidate, taken in rounds in which each has one turn.
 
@@ -54,6 +55,7 @@ def measure_interleaved(
         max_runs: kept calls of each candidate at most, however short they are.
         clock: seconds, never going back.
         progress: told the finished share of the sampling, in (0, 1], after each round, outside the timed calls.
+        settle_s: seconds of calls that open a turn and are not kept.
 
     Raises:
         UsageError: no candidates, negative times, or min_runs or max_runs below 1 or crossing each other.
@@ -75,7 +77,7 @@ def measure_interleaved(
         for place in range(len(runs)):
             index = (rounds + place) % len(runs)
             if not alone:
-                _unkept(runs[index], SETTLE_S, clock)
+                _unkept(runs[index], settle_s, clock)
             turns[index].append([_timed(runs[index], clock) for _ in range(calls)])
             seconds += sum(turns[index][-1])
         rounds += 1
@@ -90,12 +92,12 @@ def measure_interleaved(
 
 
 def _unkept(run: Callable[[], Any], seconds: float, clock: Callable[[], float]) -> float:
-    """Call `run` for `seconds`, once at least; returns the seconds of the last call."""
+    """Call `run` for `seconds`, once at least; returns the seconds of the shortest call."""
     begin = clock()
-    last = _timed(run, clock)
+    shortest = _timed(run, clock)
     while clock() - begin < seconds:
-        last = _timed(run, clock)
-    return last
+        shortest = min(shortest, _timed(run, clock))
+    return shortest
 
 
 def _timed(run: Callable[[], Any], clock: Callable[[], float]) -> float:

@@ -4,12 +4,14 @@ from vitdeploy.pipeline.evaluate import EvalRequest, evaluate
 from vitdeploy.pipeline.export import export
 from vitdeploy.pipeline.files import bench_files, inspect_file, lint_file, model_file, predict_images
 from vitdeploy.pipeline.request import ExportRequest, Listener, check_request, request_record
+from vitdeploy.pipeline.tune import TuneRequest, tune
 from vitdeploy.pipeline.verify import verify_artifact
 
 __all__ = [
     "EvalRequest",
     "ExportRequest",
     "Listener",
+    "TuneRequest",
     "bench_files",
     "check_request",
     "evaluate",
@@ -19,5 +21,6 @@ __all__ = [
     "model_file",
     "predict_images",
     "request_record",
+    "tune",
     "verify_artifact",
 ]

@@ -20,15 +20,19 @@ NAMED = 3  # unreadable images that are named one by one
 RANDOM_NOTE = "Calibrated on synthetic images: the file's latency is real, its accuracy is not."
 
 
-def quantise(graph: ir.Model, spec: ModelSpec, request: ExportRequest, steps: Steps) -> dict[str, Any]:
+def quantise(
+    graph: ir.Model, spec: ModelSpec, request: ExportRequest, steps: Steps, calib: ImageSet | None = None
+) -> dict[str, Any]:
     """Quantise the graph, in place, as the request says. Returns Int8Report's values, and the images left out.
+
+    `calib` takes the place of the request's images.
 
     Raises UsageError on calibration images that cannot be used, UnsupportedModel where the backend has no int8.
     """
     from vitdeploy.backends import registry
 
     scheme = registry.get(request.backend).scheme(request.run)
-    chosen = calibration_images(request, spec.input)
+    chosen = calib or calibration_images(request, spec.input)
     with steps.step("int8") as detail:
         report = to_int8(
             graph,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from vitdeploy.bench.sessions import Measured
+    from vitdeploy.data.image_set import ImageSet
     from vitdeploy.verify.bisect import Departure
     from vitdeploy.verify.collect import Case, Collected
     from vitdeploy.verify.compare import Verification
@@ -122,12 +123,18 @@ def make_graph(
     request: ExportRequest, built: Built, steps: Steps | None, cases: Sequence[Case]
 ) -> tuple[ir.Model, list[dict[str, Any]], dict[str, Any]]:
     """Trace, optimise and convert. The same request gives the same graph, name for name."""
-    from vitdeploy.export.metadata import write_metadata
+    steps = steps or Steps(Listener())
+    graph, passes = trace_and_optimise(request, built, steps)
+    applied = convert(graph, built.spec, request, steps, range_samples(request, cases))
+    return graph, passes, applied
+
+
+def trace_and_optimise(request: ExportRequest, built: Built, steps: Steps) -> tuple[ir.Model, list[dict[str, Any]]]:
+    """The fp32 graph, and what the passes did."""
     from vitdeploy.export.passes import optimise
     from vitdeploy.export.trace import trace
     from vitdeploy.graph.ops import op_counts
 
-    steps = steps or Steps(Listener())
     with steps.step("trace") as detail:
         graph = trace(built.module, built.spec.input.shape, batch=request.batch, opset=request.opset)
         raw = graph.graph.num_nodes()
@@ -140,6 +147,25 @@ def make_graph(
         detail += [
             f"{op} {before[op]} -> {after[op]}" for op in ("BatchNormalization", "Transpose") if before[op] != after[op]
         ]
+    return graph, [asdict(r) for r in results]
+
+
+def convert(
+    graph: ir.Model,
+    spec: ModelSpec,
+    request: ExportRequest,
+    steps: Steps,
+    samples: Sequence[np.ndarray],
+    calib: ImageSet | None = None,
+) -> dict[str, Any]:
+    """Give the fp32 graph the precision that is asked for, in place. Returns what was applied.
+
+    Args:
+        samples: what fp16 measures ranges on.
+        calib: what int8 is calibrated on; by default the request's images.
+    """
+    from vitdeploy.export.metadata import write_metadata
+
     applied: dict[str, Any] = {"precision": request.precision}
     if request.precision == "fp16":
         from vitdeploy.backends import registry
@@ -147,16 +173,15 @@ def make_graph(
 
         with steps.step("fp16") as detail:
             slow = registry.get(request.backend).slow_in_fp16(request.run)
-            samples = range_samples(request, cases)
             report = to_fp16(graph, samples, io_precision=request.io_precision, slow_in_fp16=slow)
             applied["fp16"] = report.to_dict()
             detail.append(f"{len(report.islands)} ops kept in fp32")
     if request.precision == "int8":
         from vitdeploy.pipeline.calibration import quantise
 
-        applied["int8"] = quantise(graph, built.spec, request, steps)
-    write_metadata(graph, built.spec, request.precision)
-    return graph, [asdict(r) for r in results], applied
+        applied["int8"] = quantise(graph, spec, request, steps, calib)
+    write_metadata(graph, spec, request.precision)
+    return applied
 
 
 def range_samples(request: ExportRequest, cases: Sequence[Case]) -> list[np.ndarray]:

@@ -137,6 +137,11 @@ def check_request(request: ExportRequest) -> None:
     if request.precision != "fp16" and request.io_precision == "fp16":
         raise UsageError("fp16 inputs and outputs need --precision fp16.")
     check_calibration(request)
+    check_common(request)
+
+
+def check_common(request: ExportRequest) -> None:
+    """What is wrong whatever the precision."""
     check_batch(request.batch)
     if request.opset not in OPSETS:
         raise UsageError(f"Opset {request.opset} is not one from {OPSETS.start} to {OPSETS.stop - 1}.")

@@ -22,10 +22,13 @@ from vitdeploy.quantize.observe import TensorStatistics
 from vitdeploy.quantize.options import Int8Options
 from vitdeploy.quantize.rounding import gather, rounding
 from vitdeploy.quantize.schemes import Scheme
+from vitdeploy.quantize.sensitivity import Sensitivity, sensitivities
 from vitdeploy.quantize.targets import Target, find_targets, to_gemm
 
 BATCH = 8  # images run at once where the graph's batch is dynamic
 BIAS_IMAGES = 64  # enough for means: each image gives a row a token
+SENSITIVITY_IMAGES = 8
+NOTHING = "Nothing is left for int8 in this graph: no product with constant weights."
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def to_int8(
     plan |= dict.fromkeys(kept, "float")
     weighted = [target for target in targets if plan[target.name] == "int8" and target.axis is not None]
     if not weighted:
-        raise UnsupportedModel("Nothing is left for int8 in this graph: no product with constant weights.")
+        raise UnsupportedModel(NOTHING)
     places = find_places(targets, plan, scheme)
     statistics, seen = _statistics(model, places, images, threads, progress)
     ranges = _ranges(places, statistics, scheme, options.method)
@@ -128,6 +131,40 @@ def to_int8(
     total, integer = sum(op["macs"] for op in ops), sum(op["macs"] for op in ops if op["precision"] == "int8")
     after = parameters(model)[1]
     return Int8Report(scheme.name, options, seen, images.source, images.digest, ops, total, integer, before, after)
+
+
+def measure_sensitivity(
+    model: ir.Model,
+    images: Images,
+    scheme: Scheme,
+    options: Int8Options | None = None,
+    *,
+    threads: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> list[Sensitivity]:
+    """What int8 costs at each product that `to_int8` would quantise, one at a time. The graph is not changed.
+
+    Args:
+        progress: hears how many products are done.
+
+    Raises:
+        UsageError, UnsupportedModel: as to_int8.
+    """
+    options = options or Int8Options()
+    options.check()
+    model = model.clone()
+    if scheme.linear == "Gemm":
+        to_gemm(model)
+    targets = find_targets(model, scheme)
+    plan = default_plan(targets) | dict.fromkeys(_kept(targets, options.keep), "float")
+    chosen = [target for target in targets if plan[target.name] == "int8"]
+    if not chosen:
+        raise UnsupportedModel(NOTHING)
+    places = find_places(targets, plan, scheme)
+    statistics, _ = _statistics(model, places, images, threads, None)
+    ranges = _ranges(places, statistics, scheme, options.method)
+    few = islice(_some(images, model)(), -(-SENSITIVITY_IMAGES // _batch(model)))
+    return sensitivities(model, chosen, places, ranges, scheme, few, threads=threads, progress=progress)
 
 
 def _ranges(

@@ -157,6 +157,39 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     print_table(("op", "nodes"), rows, right=(1,))
 
 
+def print_tuned(found: Mapping[str, Any]) -> None:
+    """What a tune measured, fastest first, and what it chose. `found` is the manifest's applied.tune."""
+    heads = ("plan", "faster", "p50 ms", "MB", "rel. L2 %", "class changes %", "top-1 pp", "")
+    alive = [trial for trial in found["trials"] if not trial["failed"]]
+    rows = []
+    for trial in sorted(alive, key=lambda trial: -trial["ratio"]):
+        name, answers = trial["name"], trial["answers"]
+        drop = answers.get("drop_pp")
+        rows.append(
+            (
+                name,
+                f"{trial['ratio']:.2f}x",
+                f"{trial['p50']:.2f}",
+                f"{trial['bytes'] / 1e6:.1f}",
+                f"{100 * answers['error']:.2f}",
+                f"{answers['change_percent']:.2f}",
+                "" if drop is None else f"{-drop:+.2f}",
+                ("chosen" if name == found["chosen"] else trial["out"])
+                + (" *" if name in found["front"] and name != found["chosen"] else ""),
+            )
+        )
+    print_table(heads, rows, right=range(1, 7))
+    print("* on the Pareto front of latency and error; ratios are to fp32 on the first backend")
+    for trial in found["trials"]:
+        if trial["failed"]:
+            print(f"not possible: {trial['name']}: {trial['failed']}")
+    for name, why in found["reasons"].items():
+        print(f"not taken: {name}: {why}")
+    if not found["pays"]:
+        print("Quantising does not pay here: no plan within the budget is faster than float beyond doubt.")
+    print()
+
+
 def print_findings(scheme: str, findings: Sequence[Finding]) -> None:
     """What a scheme forbids, a line a node, and each reason once."""
     print()
