@@ -13,7 +13,7 @@ import numpy as np
 
 from vitdeploy.backends.base import Census, RunOptions
 from vitdeploy.bench.stats import LatencyStats, ratio_of_interleaved
-from vitdeploy.errors import UsageError, VitdeployError
+from vitdeploy.errors import BackendError, MissingDependency, PrecisionNotApplied, UnsupportedModel, UsageError
 from vitdeploy.pipeline.request import ExportRequest, Listener, Steps
 from vitdeploy.spec import InputSpec, ModelSpec
 from vitdeploy.tune.plans import Answers, Plan, Trial
@@ -212,15 +212,14 @@ class Workshop:
             known = None if alone else self._logits_of(self.float_plan, self.search)
             entrants = [self._entrant(each) for each in ([plan] if alone else [self.float_plan, plan])]
             query = self._query(plan, self.search)
-            census, *found, (base, *others) = isolate.call(
+            census, found, (base, *others) = isolate.call(
                 examine, query, entrants, self._batch, what=plan.backend, progress=self.steps.listener.progress
             )
             self.what_runs(plan, census)
-        except VitdeployError as error:
+        except (BackendError, MissingDependency, PrecisionNotApplied, UnsupportedModel) as error:
             return Trial(plan, failed=error.message)
-        logits, labels = found
         if known is None:
-            known = self._logits[self._name(plan, self.search)] = logits, labels
+            known = self._logits[self._name(plan, self.search)] = found
         turns = others[0] if others else base
         ratio = ratio_of_interleaved(base, turns)
         report = self.applied[plan.key].get("int8")
@@ -231,7 +230,7 @@ class Workshop:
             high=ratio.high,
             p50=LatencyStats.from_seconds([s for turn in turns for s in turn]).p50,
             bytes=sum(path.stat().st_size for path in files),
-            search=compare(known[0], logits, labels),
+            search=compare(known[0], *found),
             int8_share=report["int8_macs"] / max(report["macs"], 1) if report else 0.0,
         )
 
@@ -284,14 +283,14 @@ class Workshop:
 
 def examine(
     query: Query, entrants: Sequence[Candidate], batch: int | None, progress: Callable[[int, int], None]
-) -> tuple[Census, np.ndarray, np.ndarray | None, list[Turns]]:
+) -> tuple[Census, Logits, list[Turns]]:
     """Census, logits, labels and turns in one go, since a process takes seconds to start. Made to run in a child."""
     from vitdeploy.bench.sessions import time_runs
 
     census = take_census(query.backend, query.model, query.run)
-    logits, labels = logits_of(query, progress)
+    found = logits_of(query, progress)
     timed = time_runs(entrants, query.run, batch, WARMUP_S, DURATION_S)
-    return census, logits, labels, [turns for _, turns in timed]
+    return census, found, [turns for _, turns in timed]
 
 
 class Quiet(Listener):
