@@ -17,6 +17,7 @@ from vitdeploy.graph.ops import macs, parameters
 from vitdeploy.quantize.bias import correct_biases, correctable, mean_outputs
 from vitdeploy.quantize.calibrate import cache_key, cached, calibrate, remember
 from vitdeploy.quantize.clip import Range, find_range
+from vitdeploy.quantize.fp16 import Fp16Report, to_fp16
 from vitdeploy.quantize.int8 import Places, all_params, default_plan, find_places, insert, seen_through
 from vitdeploy.quantize.observe import TensorStatistics
 from vitdeploy.quantize.options import Int8Options
@@ -26,6 +27,8 @@ from vitdeploy.quantize.targets import Target, find_targets, to_gemm
 
 BATCH = 8  # images run at once where the graph's batch is dynamic
 BIAS_IMAGES = 64  # enough for means: each image gives a row a token
+HALF_IMAGES = 8  # that what fp16 can hold is measured on
+HALF_OPSET = 19  # the first whose QuantizeLinear and DequantizeLinear know fp16
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Int8Report:
         ops: each product: its label, op type, precision, MACs, and why it is in float where it is.
         macs: of all products; int8_macs: of those in int8.
         weight_bytes_before, weight_bytes_after: of all weights.
+        fp16: what was done to the rest, where the scheme wants it in fp16.
     """
 
     scheme: str
@@ -51,6 +55,7 @@ class Int8Report:
     int8_macs: int
     weight_bytes_before: int
     weight_bytes_after: int
+    fp16: Fp16Report | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -97,6 +102,7 @@ def to_int8(
     """
     options = options or Int8Options()
     options.check()
+    _check_opset(model, scheme)
     before = parameters(model)[1]
     if scheme.linear == "Gemm":
         to_gemm(model)
@@ -126,8 +132,15 @@ def to_int8(
         correct_biases(model, {name: wanted[name] for name in correctable(model)}, few(), threads=threads)
         sweep(model)
     total, integer = sum(op["macs"] for op in ops), sum(op["macs"] for op in ops if op["precision"] == "int8")
+    rest = to_fp16(model, list(islice(few(), -(-HALF_IMAGES // _batch(model))))) if scheme.rest == "fp16" else None
     after = parameters(model)[1]
-    return Int8Report(scheme.name, options, seen, images.source, images.digest, ops, total, integer, before, after)
+    return Int8Report(scheme.name, options, seen, images.source, images.digest, ops, total, integer, before, after, rest)
+
+
+def _check_opset(model: ir.Model, scheme: Scheme) -> None:
+    opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 1))
+    if scheme.rest == "fp16" and opset < HALF_OPSET:
+        raise UsageError(f"The scheme {scheme.name} needs opset {HALF_OPSET} for its fp16 scales; this is {opset}.")
 
 
 def _ranges(
