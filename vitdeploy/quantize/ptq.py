@@ -28,7 +28,6 @@ from vitdeploy.quantize.targets import Target, find_targets, to_gemm
 BATCH = 8  # images run at once where the graph's batch is dynamic
 BIAS_IMAGES = 64  # enough for means: each image gives a row a token
 HALF_IMAGES = 8  # that what fp16 can hold is measured on
-HALF_OPSET = 19  # the first whose QuantizeLinear and DequantizeLinear know fp16
 
 
 @dataclass(frozen=True)
@@ -97,12 +96,13 @@ def to_int8(
         progress: hears how many images the sweep has read.
 
     Raises:
-        UsageError: an unknown option, a pattern that matches nothing, no images, NaN or Inf in them or behind them.
+        UsageError: an unknown option, a pattern that matches nothing, an opset that is too old for the scheme, no images,
+            NaN or Inf in them or behind them.
         UnsupportedModel: nothing in the graph can run in int8.
     """
     options = options or Int8Options()
     options.check()
-    _check_opset(model, scheme)
+    scheme.check_opset(model.opset_imports.get("", model.opset_imports.get("ai.onnx", 1)))
     before = parameters(model)[1]
     if scheme.linear == "Gemm":
         to_gemm(model)
@@ -135,12 +135,6 @@ def to_int8(
     rest = to_fp16(model, list(islice(few(), -(-HALF_IMAGES // _batch(model))))) if scheme.rest == "fp16" else None
     after = parameters(model)[1]
     return Int8Report(scheme.name, options, seen, images.source, images.digest, ops, total, integer, before, after, rest)
-
-
-def _check_opset(model: ir.Model, scheme: Scheme) -> None:
-    opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 1))
-    if scheme.rest == "fp16" and opset < HALF_OPSET:
-        raise UsageError(f"The scheme {scheme.name} needs opset {HALF_OPSET} for its fp16 scales; this is {opset}.")
 
 
 def _ranges(
