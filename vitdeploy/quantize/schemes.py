@@ -138,7 +138,8 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
                 opset=19,
                 reasons=MappingProxyType(
                     {
-                        "activation": "the parser rejects uint8 tensors",
+                        "activation": "the parser takes uint8 for int8 where the zero point is 0, so that half the "
+                        "range is cut off without a word, and else rejects it",
                         "symmetric": "the parser rejects a zero point that is not 0",
                         "bias": "the parser rejects an int32 bias behind a DequantizeLinear",
                         "outputs": "a Q behind a product breaks the fusion with what follows",
