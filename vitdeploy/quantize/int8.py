@@ -59,7 +59,8 @@ def storable(scale: np.ndarray | float, scheme: Scheme) -> np.ndarray:
         return exact
     low, high = HALF_RANGE
     half = np.clip(exact, low, high).astype(np.float16)
-    half = np.where(half < exact, np.nextafter(half, np.float16(np.inf)), half)
+    with np.errstate(over="ignore"):  # behind the largest comes infinity, which is not taken
+        half = np.where(half < exact, np.nextafter(half, np.float16(np.inf)), half)
     return np.where(exact < high, half, exact).astype(np.float32)  # beyond, it belongs to an fp32 island
 
 
