@@ -49,5 +49,5 @@ def test_openvino_refuses_the_file_when_it_would_compute_garbage(scheme: str, tm
     """A quantised convolution before an InstanceNormalization, as MobileViTv2 has them."""
     (path,) = save(graph_of("mobilevitv2_050", scheme), tmp_path / "model.onnx")
     x = photos("mobilevitv2_050", 2, seed=1)
-    with pytest.raises(UnsupportedModel, match="garbage.*must not follow"):
+    with pytest.raises(UnsupportedModel, match=r"garbage.*must not follow"):
         outputs("openvino", path, x)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 import pytest
-from rtx_builder import engine, float_products, read_layer, runs_in_int8
+from rtx_builder import engine, float_products, runs_in_int8
 from test_fp16 import DYNAMIC, Batch, images, traced
 from test_lint import (
     graph_of,
@@ -124,5 +124,3 @@ def test_linter_refuses_what_the_parser_takes_when(case: str, tmp_path: Path) ->
     layers = engine(model, tmp_path)
     assert {name for name in planned(model) if not runs_in_int8(layers, name)} == set()
     assert (node.name, rule) in {(found.node, found.rule) for found in lint(model, get("tensorrt"))}
-
-

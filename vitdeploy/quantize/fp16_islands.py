@@ -241,8 +241,8 @@ class Losses:
 def float_nodes(model: ir.Model, opset: int) -> list[ir.Node]:
     """Nodes of the main graph through which float32 data flows, from an input or a weight to an output, in order.
 
-    Arithmetic that only makes shapes, positions or scales is left out: fp16 counts no further than 2048. Data stays data
-    while it is 8 bits wide, between a QuantizeLinear and its DequantizeLinear.
+    Arithmetic that only makes shapes, positions or scales is left out: fp16 counts no further than 2048. Data stays
+    data while it is 8 bits wide, between a QuantizeLinear and its DequantizeLinear.
     """
     flows = {v for v in model.graph.inputs if v.dtype in FLOATING}
     wanted: set[ir.Node] = set()

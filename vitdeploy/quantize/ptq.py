@@ -134,7 +134,9 @@ def to_int8(
     total, integer = sum(op["macs"] for op in ops), sum(op["macs"] for op in ops if op["precision"] == "int8")
     rest = to_fp16(model, list(islice(few(), -(-HALF_IMAGES // _batch(model))))) if scheme.rest == "fp16" else None
     after = parameters(model)[1]
-    return Int8Report(scheme.name, options, seen, images.source, images.digest, ops, total, integer, before, after, rest)
+    return Int8Report(
+        scheme.name, options, seen, images.source, images.digest, ops, total, integer, before, after, rest
+    )
 
 
 def _ranges(
