@@ -61,9 +61,8 @@ def check_garbage(model: ir.Model, scheme: Scheme, what: str) -> None:
     """Raise UnsupportedModel, beginning with `what`, where the runtime loads a graph and gives wrong numbers for it."""
     found = [finding for node in model.graph for finding in before_norm(node, scheme)]
     if found:
-        raise UnsupportedModel(
-            f"{what}: {found[0]}, and {len(found) - 1} more." if found[1:] else f"{what}: {found[0]}."
-        )
+        more = f", and {len(found) - 1} more" if found[1:] else ""
+        raise UnsupportedModel(f"{what}: {found[0]}{more}.")
 
 
 def name_of(node: ir.Node) -> str:

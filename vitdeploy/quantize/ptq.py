@@ -96,8 +96,8 @@ def to_int8(
         progress: hears how many images the sweep has read.
 
     Raises:
-        UsageError: an unknown option, a pattern that matches nothing, an opset that is too old for the scheme, no images,
-            NaN or Inf in them or behind them.
+        UsageError: an unknown option, a pattern that matches nothing, an opset too old for the scheme, no images, NaN or
+            Inf in them or behind them.
         UnsupportedModel: nothing in the graph can run in int8.
     """
     options = options or Int8Options()
@@ -132,11 +132,9 @@ def to_int8(
         correct_biases(model, {name: wanted[name] for name in correctable(model)}, few(), threads=threads)
         sweep(model)
     total, integer = sum(op["macs"] for op in ops), sum(op["macs"] for op in ops if op["precision"] == "int8")
-    rest = to_fp16(model, list(islice(few(), -(-HALF_IMAGES // _batch(model))))) if scheme.rest == "fp16" else None
-    after = parameters(model)[1]
-    return Int8Report(
-        scheme.name, options, seen, images.source, images.digest, ops, total, integer, before, after, rest
-    )
+    half = to_fp16(model, list(islice(few(), -(-HALF_IMAGES // _batch(model))))) if scheme.rest == "fp16" else None
+    sizes = before, parameters(model)[1]
+    return Int8Report(scheme.name, options, seen, images.source, images.digest, ops, total, integer, *sizes, half)
 
 
 def _ranges(
