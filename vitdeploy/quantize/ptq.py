@@ -96,8 +96,8 @@ def to_int8(
         progress: hears how many images the sweep has read.
 
     Raises:
-        UsageError: an unknown option, a pattern that matches nothing, an opset too old for the scheme, no images, NaN or
-            Inf in them or behind them.
+        UsageError: an unknown option, a pattern that matches nothing, an opset too old for the scheme, no images, or
+            NaN or Inf in them or behind them.
         UnsupportedModel: nothing in the graph can run in int8.
     """
     options = options or Int8Options()
