@@ -199,6 +199,9 @@ def export(
         list[str] | None, typer.Option(metavar="PATTERN", help="int8: layers that stay in float; repeatable.")
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="int8: fail on an image that cannot be read.")] = False,
+    scheme: Annotated[
+        str | None, typer.Option(help="int8: write another runtime's dialect, such as tensorrt; see docs/int8.md.")
+    ] = None,
     io_precision: Annotated[
         str, typer.Option(help="Precision of the graph's input and output: fp32 or fp16.")
     ] = "fp32",
@@ -265,6 +268,7 @@ def export(
         calib_images=calib_images,
         strict=strict,
         int8=Int8Options(calib_method, not no_bias_correction, rounding, keep=tuple(keep or ())),
+        scheme=scheme,
         tolerance=tolerance,
         bench=bench,
         warmup=warmup,

@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vitdeploy.backends.base import RunOptions
+from vitdeploy.backends.onnxruntime import OnnxRuntimeBackend
+
 Cli = Callable[..., Any]
 
 
@@ -67,7 +70,17 @@ def save_npy(path: Path, array: np.ndarray) -> None:
     np.save(path, array)
 
 
-BAD: dict[str, tuple[Callable[[Path], None], tuple[str, ...], str]] = {
+def one_with_infinity(count: int) -> np.ndarray:
+    array = images(count)
+    array[2, 0, 0, 0] = np.inf
+    return array
+
+
+def images(count: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((count, 3, 16, 16)).astype(np.float32)
+
+
+BAD: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
     "no images are given": (lambda work: None, ("--int8",), "--calib"),
     "the folder is not there": (lambda work: None, ("--int8", "--calib", "nowhere"), "nowhere"),
     "the folder is empty": (lambda work: (work / "empty").mkdir(), ("--int8", "--calib", "empty"), "No image in empty"),
@@ -85,6 +98,48 @@ BAD: dict[str, tuple[Callable[[Path], None], tuple[str, ...], str]] = {
         lambda work: save_npy(work / "x.npy", np.full((4, 3, 16, 16), np.nan, np.float32)),
         ("--int8", "--calib", "x.npy"),
         "NaN",
+    ),
+    "one tensor of many has infinity": (
+        lambda work: save_npy(work / "x.npy", one_with_infinity(4)),
+        ("--int8", "--calib", "x.npy"),
+        "Image 2",
+    ),
+    "tensors have another number of channels": (
+        lambda work: save_npy(work / "x.npy", np.zeros((4, 1, 16, 16), np.float32)),
+        ("--int8", "--calib", "x.npy"),
+        "[1, 16, 16]",
+    ),
+    "tensors are float64": (
+        lambda work: save_npy(work / "x.npy", np.zeros((4, 3, 16, 16))),
+        ("--int8", "--calib", "x.npy"),
+        "float64",
+    ),
+    "an .npz holds tensors": (
+        lambda work: np.savez(work / "x.npz", images=images(4)),
+        ("--int8", "--calib", "x.npz"),
+        "must be uint8",
+    ),
+    "an .npz has no images": (
+        lambda work: np.savez(work / "x.npz", photos=images(4)),
+        ("--int8", "--calib", "x.npz"),
+        "no array named 'images'",
+    ),
+    "an .npz is cut short": (
+        lambda work: [(work / "x.npz").write_bytes(b"PK\3\4")],
+        ("--int8", "--calib", "x.npz"),
+        "not a readable .npz",
+    ),
+    "no image can be read": (
+        lambda work: [(work / name).write_bytes(b"\xff\xd8\xff") for name in ("a.jpg", "b.jpg")],
+        ("--int8", "--calib", "."),
+        "None of the 2 images can be read",
+    ),
+    "the scheme is unknown": (lambda work: None, ("--int8", "--calib-random", "--scheme", "tensort"), "tensorrt"),
+    "a scheme is given for fp16": (lambda work: None, ("--fp16", "--scheme", "tensorrt"), "--int8"),
+    "the opset is too old for the scheme": (
+        lambda work: None,
+        ("--int8", "--calib-random", "--scheme", "tensorrt", "--opset", "18"),
+        "opset 19",
     ),
 }
 
@@ -105,3 +160,33 @@ def test_unreadable_image_ends_a_strict_export(cli: Cli, work: Path, photos: Pat
     done = cli("export", "tiny.py:make", "--int8", "--calib", "photos", "--strict", "--no-bench", "--out", "made")
     assert done.code == 2
     assert "broken.jpg" in done.err
+
+
+def test_other_runtimes_dialect_is_written_verified_and_recorded_when_it_is_named(
+    cli: Cli, work: Path, photos: Path
+) -> None:
+    flags = ("--int8", "--calib", "photos", "--duration", "0.1", "--json")
+    done = cli("export", "tiny.py:wide", *flags, "--scheme", "tensorrt")
+    assert done.code == 0, done.err
+    made = json.loads(done.out)
+    assert Path(made["folder"]).name == "tiny-wide-int8-tensorrt"
+    assert made["request"]["scheme"] == made["applied"]["int8"]["scheme"] == "tensorrt"
+    assert made["applied"]["notes"] == ["written for tensorrt, verified on onnxruntime"]
+    assert made["applied"]["fp16"]["converted"] > 0
+    assert made["verification"]["passed"]
+    assert made["bench"] is None
+    assert "Latency is not measured" in done.err
+    assert cli("verify", made["folder"], "--model", "tiny.py:wide").code == 0
+    clean = cli("inspect", made["folder"], "--scheme", "tensorrt")
+    assert clean.code == 0, clean.out
+    assert cli("inspect", made["folder"], "--scheme", "onnxruntime").code == 7
+
+
+def test_backends_own_dialect_is_held_to_its_plan_when_it_is_named(cli: Cli, work: Path) -> None:
+    own = OnnxRuntimeBackend().scheme(RunOptions()).name
+    done = cli("export", "tiny.py:make", "--int8", "--calib-random", "--scheme", own, "--duration", "0.1", "--json")
+    assert done.code == 0, done.err
+    made = json.loads(done.out)
+    assert made["applied"]["int8"]["native"] is True
+    assert made["applied"]["notes"][0].startswith("applied: int8 compute")
+    assert made["bench"] is not None

@@ -48,6 +48,7 @@ MODELS: dict[str, tuple[int, dict[str, Any]]] = {
     "levit_128s": (96, {"depth": (1, 1, 1)}),
 }
 MORE: dict[str, tuple[int, dict[str, Any]]] = {
+    "vit_tiny_patch16_224": (64, {"depth": 1}),
     "deit_tiny_distilled_patch16_224": (64, {"depth": 1}),
     "deit3_small_patch16_224": (64, {"depth": 1}),
     "vit_giant_patch14_reg4_dinov2": (56, {"depth": 1, "embed_dim": 192, "num_heads": 3}),
@@ -69,16 +70,20 @@ def module(name: str) -> torch.nn.Module:
     return built.eval()
 
 
+Batch = int | tuple[int, int, int]
+DYNAMIC = (1, 2, 8)
+
+
 @cache
-def traced_bytes(name: str) -> bytes:
+def traced_bytes(name: str, batch: Batch) -> bytes:
     size, _ = {**MODELS, **MORE}[name]
-    model = trace(module(name), (3, size, size), batch=(1, 2, 8))
+    model = trace(module(name), (3, size, size), batch=batch)
     optimise(model)
     return ir.to_proto(model).SerializeToString()
 
 
-def traced(name: str) -> ir.Model:
-    return ir.from_proto(onnx.load_from_string(traced_bytes(name)))
+def traced(name: str, batch: Batch = DYNAMIC) -> ir.Model:
+    return ir.from_proto(onnx.load_from_string(traced_bytes(name, batch)))
 
 
 def images(name: str, count: int, seed: int) -> np.ndarray:

@@ -249,6 +249,50 @@ def test_range_and_celu_stay_fp32_when_onnx_has_no_float16_form() -> None:
     assert reasons["logits"].startswith("between:")
 
 
+def quantised_product(**forced: Any) -> tuple[ir.Model, Fp16Report]:
+    """relu(image) @ weight, both factors in int8, then a sum."""
+    model = graph(
+        op("Relu", "image", "x"),
+        op("QuantizeLinear", "x scale zero", "q"),
+        op("DequantizeLinear", "q scale zero", "dq"),
+        op("DequantizeLinear", "weight steps", "w", axis=1),
+        op("MatMul", "dq w", "y"),
+        op("Add", "y bias", "logits"),
+        shape=("n", 8),
+        scale=np.float32(1 / 64),
+        zero=np.int8(0),
+        weight=RNG.integers(-127, 128, (8, 4)).astype(np.int8),
+        steps=np.float32([1 / 128, 1 / 256, 2.0**-20, 1 / 64]),
+        bias=f32(4),
+    )
+    return model, to_fp16(model, [f32(16, 8)], **forced)
+
+
+def dtypes(model: ir.Model) -> dict[str, str]:
+    found = {value.name or "": str(value.dtype) for node in model.graph for value in node.outputs}
+    return found | {name: str(value.dtype) for name, value in model.graph.initializers.items()}
+
+
+def test_scales_become_fp16_and_weights_stay_int8_when_products_are_quantised() -> None:
+    model, report = quantised_product()
+    assert kept(report) == {}
+    found = dtypes(model)
+    assert {found[name] for name in ("x", "scale", "dq", "steps", "w", "y", "bias")} == {"FLOAT16"}
+    assert found["q"] == found["weight"] == "INT8"
+    assert report.casts == 2  # of the graph's input and output
+
+
+def test_dequantize_stays_fp32_with_its_product_when_that_is_an_island() -> None:
+    model, report = quantised_product(force_fp32={"y"})
+    assert set(kept(report)) == {"y", "dq", "w", "logits"}
+    assert kept(report)["dq"].startswith("between")
+    found = dtypes(model)
+    assert {found[name] for name in ("dq", "w", "steps", "y")} == {"FLOAT"}
+    assert found["x"] == found["scale"] == "FLOAT16"
+    product = next(node for node in model.graph if node.op_type == "MatMul")
+    assert [value.name for value in product.inputs if value is not None] == ["dq", "w"]  # no Cast stands between
+
+
 def test_nan_in_fp32_is_a_verification_failure_that_names_the_value() -> None:
     nodes = [op("Log", "image", "log"), op("Relu", "log", "logits")]
     with pytest.raises(VerificationFailed, match=r"'log' holds NaN or Inf on sample 1"):

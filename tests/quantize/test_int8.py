@@ -250,6 +250,13 @@ def test_what_cannot_be_quantised_is_said(case: str) -> None:
         act()
 
 
+def test_scheme_is_refused_when_the_opset_is_too_old_for_it() -> None:
+    model = traced("deit_tiny_patch16_224")
+    model.graph.opset_imports[""] = 18
+    with pytest.raises(UsageError, match="opset 18: QuantizeLinear knows fp16"):
+        to_int8(model, as_images(photos("deit_tiny_patch16_224", 2, 0)), get("tensorrt"))
+
+
 def test_unknown_scheme_names_the_nearest() -> None:
     with pytest.raises(UsageError, match="tensorrt"):
         get("tensort")

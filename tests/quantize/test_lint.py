@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from test_fp16 import MODELS, traced
+from test_fp16 import DYNAMIC, MODELS, MORE, Batch, traced
 
 from vitdeploy.data.synthetic import synthetic_images
 from vitdeploy.graph.edit import add_node, array
@@ -24,14 +24,14 @@ from vitdeploy.spec import InputSpec
 
 
 @cache
-def made(name: str, scheme: str) -> bytes:
-    size = MODELS[name][0]
+def made(name: str, scheme: str, batch: Batch) -> bytes:
+    size = {**MODELS, **MORE}[name][0]
     photos = synthetic_images(InputSpec((3, size, size), (0.5,) * 3, (0.25,) * 3), 2)
 
     def batches(count: int) -> Iterable[np.ndarray]:
         return [photos]
 
-    model = traced(name)
+    model = traced(name, batch)
     to_int8(model, Images(batches, 2, f"lint {name}", "test"), get(scheme), Int8Options(correct_bias=False))
     return ir.to_proto(model).SerializeToString()
 
@@ -41,8 +41,8 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VITDEPLOY_CACHE", str(tmp_path / "cache"))
 
 
-def graph_of(name: str, scheme: str) -> ir.Model:
-    return ir.from_proto(onnx.load_from_string(made(name, scheme)))
+def graph_of(name: str, scheme: str, batch: Batch = DYNAMIC) -> ir.Model:
+    return ir.from_proto(onnx.load_from_string(made(name, scheme, batch)))
 
 
 def first(model: ir.Model, op_type: str, test: Callable[[ir.Node], bool] = lambda node: True) -> ir.Node:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from vitdeploy.errors import UsageError
 from vitdeploy.quantize import calibrate
 from vitdeploy.quantize.clip import METHODS, find_range
-from vitdeploy.quantize.int8 import FUNCTIONS, quant_params, silu
+from vitdeploy.quantize.int8 import FUNCTIONS, quant_params, silu, storable
 from vitdeploy.quantize.observe import BINS, TensorStatistics
 from vitdeploy.quantize.options import METHODS as NAMES
 from vitdeploy.quantize.schemes import SCHEMES, Scheme
@@ -52,6 +52,25 @@ def test_statistics_are_those_of_all_the_data_whatever_the_order(scales: list[fl
 def test_channels_are_counted_along_the_axis_that_is_given() -> None:
     image = np.random.default_rng(0).standard_normal((2, 4, 5, 6)).astype(np.float32)
     assert np.array_equal(observed(image, axis=1).channel_min, image.min(axis=(0, 2, 3)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(-20, 15).map(lambda exponent: float(np.float32(2.0**exponent))))
+def test_scale_is_the_next_fp16_number_when_the_rest_is_fp16(exact: float) -> None:
+    found = storable(exact, SCHEMES["tensorrt"])
+    assert found.dtype == np.float32
+    assert float(np.float16(found)) == float(found) >= exact
+    assert float(np.nextafter(np.float16(found), np.float16(0))) < exact
+    assert storable(exact, SCHEMES["openvino"]) == np.float32(exact)
+
+
+def test_scale_of_tiny_weights_keeps_them_apart_when_the_rest_is_fp16() -> None:
+    """Weights behind a small BatchNorm gain, as a trained LeViT has them, are steps of a subnormal scale."""
+    exact = np.float32([2e-4 / 127, 1e-9, 1e9])
+    found = storable(exact, SCHEMES["tensorrt"])
+    assert 2e-4 / found[0] > 120
+    assert found[1] == 2.0**-24
+    assert found[2] == exact[2]  # no fp16 number: what has such a range stays in fp32
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

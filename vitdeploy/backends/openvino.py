@@ -168,10 +168,28 @@ def _compile_native(model: Path, options: RunOptions) -> Any:
     device = _device(core, options)
     settings = _settings(core, device, options)
     read = _read(core, model)
+    if any(op.get_type_name() == "FakeQuantize" for op in read.get_ops()):
+        settings = _for_dialect(model) | settings
     try:
         return core.compile_model(read, device, settings)
     except Exception as error:
         raise BackendError(f"OpenVINO refuses {model}: {_reason(error)}.") from error
+
+
+def _for_dialect(model: Path) -> dict[str, str]:
+    """What a file with Q/DQ needs to be computed right. Raises UnsupportedModel where nothing helps."""
+    import onnx_ir as ir
+
+    from vitdeploy.graph.load import load
+    from vitdeploy.quantize import schemes
+    from vitdeploy.quantize.lint import check_garbage
+
+    graph = load(model)
+    check_garbage(graph, schemes.get("openvino"), f"OpenVINO computes garbage for {model}")
+    scales = (node.inputs[1] for node in graph.graph if node.op_type == "QuantizeLinear")
+    # Where int8 meets fp16, OpenVINO 2026.4 loses track of types and refuses its own graph, or gives no row at all.
+    half = any(scale is not None and scale.dtype == ir.DataType.FLOAT16 for scale in scales)
+    return {"INFERENCE_PRECISION_HINT": "f32"} if half else {}
 
 
 def _read(core: Any, model: Path) -> Any:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy.data.image_set import ImageSet, open_images, synthetic_set
 from vitdeploy.pipeline.request import ExportRequest, Steps
+from vitdeploy.quantize import schemes
 from vitdeploy.quantize.ptq import Images, to_int8
 from vitdeploy.spec import InputSpec, ModelSpec
 
@@ -23,15 +24,20 @@ RANDOM_NOTE = "Calibrated on synthetic images: the file's latency is real, its a
 def quantise(
     graph: ir.Model, spec: ModelSpec, request: ExportRequest, steps: Steps, calib: ImageSet | None = None
 ) -> dict[str, Any]:
-    """Quantise the graph, in place, as the request says. Returns Int8Report's values, and the images left out.
+    """Quantise the graph, in place, as the request says; `calib` takes the place of its images.
 
-    `calib` takes the place of the request's images.
+    Returns:
+        For the manifest: 'int8' with Int8Report's values, the images left out, and whether the dialect is the backend's
+        own; and 'fp16' where the rest went that way.
 
-    Raises UsageError on calibration images that cannot be used, UnsupportedModel where the backend has no int8.
+    Raises:
+        UsageError: calibration images that cannot be used.
+        UnsupportedModel: the backend has no int8.
     """
     from vitdeploy.backends import registry
 
-    scheme = registry.get(request.backend).scheme(request.run)
+    own = registry.get(request.backend).scheme(request.run)
+    scheme = own if request.scheme is None else schemes.get(request.scheme)
     chosen = calib or calibration_images(request, spec.input)
     with steps.step("int8") as detail:
         report = to_int8(
@@ -47,10 +53,15 @@ def quantise(
             f"{planned} of {len(report.ops)} compute ops",
             f"scheme {report.scheme}, ranges by {report.options.method}",
         ]
+        if report.fp16 is not None:
+            detail.append(f"the rest in fp16, {len(report.fp16.islands)} ops kept in fp32")
     tell_skipped(chosen, steps)
     if request.calib_random:
         steps.note(RANDOM_NOTE)
-    return {**report.to_dict(), "skipped": list(chosen.skipped)}
+    done = report.to_dict()
+    half = done.pop("fp16")
+    int8 = {**done, "skipped": list(chosen.skipped), "native": scheme == own}
+    return {"int8": int8} if half is None else {"int8": int8, "fp16": half}
 
 
 def calibration_images(request: ExportRequest, spec: InputSpec) -> ImageSet:

@@ -102,7 +102,9 @@ def export_into(stage: Stage, request: ExportRequest, steps: Steps, version: str
     manifest = replace(manifest, verification=verification.to_dict(), steps=steps.done)
     if not verification:
         raise failed(request, stage, manifest, verification, cases)
-    if request.bench:
+    if request.bench and not applied.get("int8", {}).get("native", True):
+        steps.note(f"Latency is not measured: the file is written for {request.scheme}, not for {request.backend}.")
+    elif request.bench:
         with steps.step("bench") as detail:
             measured = bench_one(request, files[0])
             detail.append(bench_line(measured))
@@ -179,7 +181,7 @@ def convert(
     if request.precision == "int8":
         from vitdeploy.pipeline.calibration import quantise
 
-        applied["int8"] = quantise(graph, spec, request, steps, calib)
+        applied |= quantise(graph, spec, request, steps, calib)
     write_metadata(graph, spec, request.precision)
     return applied
 
@@ -204,6 +206,8 @@ def precision_notes(request: ExportRequest, applied: dict[str, Any], census: Cen
     """Hold what runs against what was asked. Returns what to tell; raises PrecisionNotApplied on a miss."""
     from vitdeploy.backends import registry
 
+    if not applied.get("int8", {}).get("native", True):
+        return [f"written for {request.scheme}, verified on {request.backend}"]
     if census is None or request.precision == "fp32":
         return []
     ran = {kind: n for kind, n in census.compute.items() if n}

@@ -15,6 +15,7 @@ from vitdeploy.backends.base import RunOptions
 from vitdeploy.errors import UsageError
 from vitdeploy.export.trace import OPSET, OPSETS
 from vitdeploy.models.build import BuildOptions, Built, check
+from vitdeploy.quantize import schemes
 from vitdeploy.quantize.options import Int8Options
 from vitdeploy.spec import LARGEST_BATCH, PRECISIONS
 
@@ -38,6 +39,7 @@ class ExportRequest:
         calib_images: how many of them at most, evenly spread.
         strict: a calibration image that cannot be read is an error.
         int8: how to quantise.
+        scheme: whose dialect of Q/DQ to write; None takes the backend's own for this machine.
         tolerance: on the maximum error relative to the largest logit; None takes the precision's.
         bench: measure latency; warmup, duration: its seconds.
         out: the artifact's folder; None derives it from model and precision.
@@ -58,6 +60,7 @@ class ExportRequest:
     calib_images: int = 256
     strict: bool = False
     int8: Int8Options = field(default_factory=Int8Options)
+    scheme: str | None = None
     tolerance: float | None = None
     bench: bool = True
     warmup: float = 0.5
@@ -72,7 +75,7 @@ class ExportRequest:
             return self.out
         name = re.sub(r"^(timm:|hf[-_]hub:)", "", self.model).replace(".py:", "-")
         name = re.sub(r"[^\w.\-]+", "-", Path(name).name).strip("-.") or "model"
-        return Path(f"{name}-{self.precision}")
+        return Path("-".join(filter(None, (name, self.precision, self.scheme))))
 
     @property
     def batches(self) -> tuple[int, ...]:
@@ -159,6 +162,8 @@ def check_calibration(request: ExportRequest) -> None:
     if request.precision != "int8":
         if given:
             raise UsageError("Calibration images are for --int8.")
+        if request.scheme is not None:
+            raise UsageError("A scheme is for --int8.")
         return
     if not given:
         raise UsageError(
@@ -171,6 +176,8 @@ def check_calibration(request: ExportRequest) -> None:
     if request.calib_images < 1:
         raise UsageError(f"{request.calib_images} calibration images are too few.")
     request.int8.check()
+    if request.scheme is not None:
+        schemes.get(request.scheme).check_opset(request.opset)
 
 
 def check_tolerance(tolerance: float | None) -> None:

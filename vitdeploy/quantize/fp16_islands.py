@@ -241,14 +241,15 @@ class Losses:
 def float_nodes(model: ir.Model, opset: int) -> list[ir.Node]:
     """Nodes of the main graph through which float32 data flows, from an input or a weight to an output, in order.
 
-    Arithmetic that only makes shapes, positions or scales is left out: fp16 counts no further than 2048.
+    Arithmetic that only makes shapes, positions or scales is left out: fp16 counts no further than 2048. Data stays
+    data while it is 8 bits wide, between a QuantizeLinear and its DequantizeLinear.
     """
     flows = {v for v in model.graph.inputs if v.dtype in FLOATING}
     wanted: set[ir.Node] = set()
     for node in model.graph:
         if any(v in flows for v in node.inputs):
             wanted.add(node)
-            flows.update(v for v in node.outputs if v.dtype in FLOATING)
+            flows.update(v for v in node.outputs if v.dtype in FLOATING or node.op_type == "QuantizeLinear")
     nodes = [node for node in model.graph if _computes(node)]
     for node in reversed(nodes):
         for value in filter(is_float32, node.outputs):
@@ -265,13 +266,16 @@ def _computes(node: ir.Node) -> bool:
 
 
 def _is_bridge(node: ir.Node, islands: Container[ir.Node], half_outputs: bool) -> bool:
-    """Whether a cheap node has fp32 nodes on all sides."""
+    """Whether a cheap node has fp32 nodes on all sides. A Q or DQ has one float side, and follows it."""
     sources = [v.producer() for v in node.inputs if v is not None and is_float32(v) and not is_constant(v)]
-    if not sources or node.op_type in HEAVY or any(s is None or s not in islands for s in sources):
+    if not sources and node.op_type != "DequantizeLinear":
+        return False
+    if node.op_type in HEAVY or any(s is None or s not in islands for s in sources):
         return False
     if half_outputs and any(v.is_graph_output() for v in node.outputs):
         return False
-    return all(user in islands or user.op_type in READS_ANY for v in node.outputs for user, _ in v.uses())
+    floats = (v for v in node.outputs if is_float32(v))
+    return all(user in islands or user.op_type in READS_ANY for v in floats for user, _ in v.uses())
 
 
 def _island(node: ir.Node, found: Finding) -> Island:

@@ -15,6 +15,7 @@ from vitdeploy.quantize.targets import Target
 
 TYPES = {"uint8": ir.DataType.UINT8, "int8": ir.DataType.INT8}
 TINY = np.float32(2.0**-100)  # below any scale that float32 can multiply by
+HALF_RANGE = np.float32(2.0**-24), np.float32(65504)  # of fp16, its subnormal numbers included
 BIAS_PEAK = 2.0**30  # an int32 bias keeps a bit to spare for the sum
 PROBABILITY = ("Sigmoid", "Softmax")  # whose range needs no measuring
 
@@ -41,10 +42,26 @@ def quant_params(found: Range, scheme: Scheme) -> QuantParams:
     low, high = found
     info = np.iinfo(scheme.activation)
     if scheme.symmetric:
-        return QuantParams(max(np.float32(max(-low, high) / info.max), TINY), 0, scheme.activation)
-    scale = max(np.float32((high - low) / (info.max - info.min)), TINY)
+        return QuantParams(np.float32(storable(max(-low, high) / info.max, scheme)), 0, scheme.activation)
+    scale = np.float32(storable((high - low) / (info.max - info.min), scheme))
     zero_point = int(np.clip(np.rint(info.min - low / scale), info.min, info.max))
     return QuantParams(scale, zero_point, scheme.activation)
+
+
+def storable(scale: np.ndarray | float, scheme: Scheme) -> np.ndarray:
+    """Scales as the graph can hold them, float32. In fp16 a scale is rounded up, so that nothing is clipped for it.
+
+    What is quantised with the result loses nothing more when the graph becomes fp16. Trained weights do need subnormal
+    scales: behind a small BatchNorm gain they stay below 1e-3.
+    """
+    exact = np.maximum(np.asarray(scale, np.float32), TINY)
+    if scheme.rest != "fp16":
+        return exact
+    low, high = HALF_RANGE
+    half = np.clip(exact, low, high).astype(np.float16)
+    with np.errstate(over="ignore"):  # behind the largest comes infinity, which is not taken
+        half = np.where(half < exact, np.nextafter(half, np.float16(np.inf)), half)
+    return np.where(exact < high, half, exact).astype(np.float32)  # beyond, it belongs to an fp32 island
 
 
 def default_plan(targets: Iterable[Target]) -> dict[str, str]:
@@ -255,7 +272,7 @@ def _quantise_weight(
     found = constant(b)
     bias = None if found is None else found.reshape(-1).astype(np.float64)
     integer = scheme.bias == "int32"
-    step = weight_step(w, axis, peak, bias if integer else None, params.scale)
+    step = storable(weight_step(w, axis, peak, bias if integer else None, params.scale), scheme)
     if rounding is None:
         q = np.clip(np.rint(w / along(step, axis, w.ndim)), -peak, peak).astype(np.int8)
     else:

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 import onnx_ir as ir
 
+from vitdeploy.errors import UnsupportedModel
 from vitdeploy.graph.edit import constant, is_constant
 from vitdeploy.quantize.schemes import Scheme
 from vitdeploy.quantize.targets import weight_axis
@@ -54,6 +55,14 @@ def lint(model: ir.Model, scheme: Scheme) -> list[Finding]:
         for rule in RULES:
             found += list(rule(node, scheme))
     return found
+
+
+def check_garbage(model: ir.Model, scheme: Scheme, what: str) -> None:
+    """Raise UnsupportedModel, beginning with `what`, where the runtime loads a graph and gives wrong numbers for it."""
+    found = [finding for node in model.graph for finding in before_norm(node, scheme)]
+    if found:
+        more = f", and {len(found) - 1} more" if found[1:] else ""
+        raise UnsupportedModel(f"{what}: {found[0]}{more}.")
 
 
 def name_of(node: ir.Node) -> str:
@@ -270,8 +279,14 @@ def outputs(node: ir.Node, scheme: Scheme) -> Iterator[Finding]:
             if plain:
                 text = f"a product's output is quantised for {plain[0].op_type}, which runs in float"
                 yield Finding("output", name_of(q), text, scheme.reasons.get("outputs", ""))
+
+
+def before_norm(node: ir.Node, scheme: Scheme) -> Iterator[Finding]:
+    if node.op_type not in PRODUCTS or not scheme.not_before or weight_of(node, 1) is None:
+        return
+    users = readers(node.outputs[0])
     reached = [*users, *(user for r in users if r.op_type == "Reshape" for user in readers(r.outputs[0]))]
-    if any(user.op_type in scheme.not_before for user in reached):
+    if activation_of(node) is not None and any(user.op_type in scheme.not_before for user in reached):
         text = "a quantised product stands before a norm that must not follow one"
         yield Finding("not-before", name_of(node), text, scheme.reasons["not_before"])
 
@@ -296,5 +311,6 @@ RULES: tuple[Rule, ...] = (
     halves,
     biases,
     outputs,
+    before_norm,
     linear_form,
 )

@@ -17,6 +17,7 @@ from vitdeploy.graph.ops import macs, parameters
 from vitdeploy.quantize.bias import correct_biases, correctable, mean_outputs
 from vitdeploy.quantize.calibrate import cache_key, cached, calibrate, remember
 from vitdeploy.quantize.clip import Range, find_range
+from vitdeploy.quantize.fp16 import Fp16Report, to_fp16
 from vitdeploy.quantize.int8 import Places, all_params, default_plan, find_places, insert, seen_through
 from vitdeploy.quantize.observe import TensorStatistics
 from vitdeploy.quantize.options import Int8Options
@@ -29,6 +30,7 @@ BATCH = 8  # images run at once where the graph's batch is dynamic
 BIAS_IMAGES = 64  # enough for means: each image gives a row a token
 SENSITIVITY_IMAGES = 8
 NOTHING = "Nothing is left for int8 in this graph: no product with constant weights."
+HALF_IMAGES = 8  # that what fp16 can hold is measured on
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Int8Report:
         ops: each product: its label, op type, precision, MACs, and why it is in float where it is.
         macs: of all products; int8_macs: of those in int8.
         weight_bytes_before, weight_bytes_after: of all weights.
+        fp16: what was done to the rest, where the scheme wants it in fp16.
     """
 
     scheme: str
@@ -54,6 +57,7 @@ class Int8Report:
     int8_macs: int
     weight_bytes_before: int
     weight_bytes_after: int
+    fp16: Fp16Report | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -95,11 +99,13 @@ def to_int8(
         progress: hears how many images the sweep has read.
 
     Raises:
-        UsageError: an unknown option, a pattern that matches nothing, no images, NaN or Inf in them or behind them.
+        UsageError: an unknown option, a pattern that matches nothing, an opset too old for the scheme, no images, or
+            NaN or Inf in them or behind them.
         UnsupportedModel: nothing in the graph can run in int8.
     """
     options = options or Int8Options()
     options.check()
+    scheme.check_opset(model.opset_imports.get("", model.opset_imports.get("ai.onnx", 1)))
     before = parameters(model)[1]
     if scheme.linear == "Gemm":
         to_gemm(model)
@@ -129,8 +135,9 @@ def to_int8(
         correct_biases(model, {name: wanted[name] for name in correctable(model)}, few(), threads=threads)
         sweep(model)
     total, integer = sum(op["macs"] for op in ops), sum(op["macs"] for op in ops if op["precision"] == "int8")
-    after = parameters(model)[1]
-    return Int8Report(scheme.name, options, seen, images.source, images.digest, ops, total, integer, before, after)
+    half = to_fp16(model, list(islice(few(), -(-HALF_IMAGES // _batch(model))))) if scheme.rest == "fp16" else None
+    sizes = before, parameters(model)[1]
+    return Int8Report(scheme.name, options, seen, images.source, images.digest, ops, total, integer, *sizes, half)
 
 
 def measure_sensitivity(

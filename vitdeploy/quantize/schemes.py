@@ -28,7 +28,8 @@ class Scheme:
         apart: a product's float output that others read too must not feed a QuantizeLinear directly.
         smallest: a product with an inner or output width below this stays in float.
         not_before: a product read by such an op, perhaps through a Reshape, stays in float.
-        rest: precision of what is not quantised: 'fp32' or 'fp16'.
+        rest: precision of what is not quantised, and of the scales: 'fp32' or 'fp16'.
+        opset: the first of ONNX's that can say all this.
         reasons: why, by field.
     """
 
@@ -44,7 +45,16 @@ class Scheme:
     smallest: int = 0
     not_before: frozenset[str] = frozenset()
     rest: str = "fp32"
+    opset: int = 13
     reasons: Mapping[str, str] = field(default_factory=dict)
+
+    def check_opset(self, opset: int) -> None:
+        """Raise UsageError where the scheme cannot be written in an opset."""
+        if opset < self.opset:
+            raise UsageError(
+                f"The scheme {self.name} cannot be written in opset {opset}: {self.reasons['opset']}.",
+                fix=f"Use opset {self.opset} or newer.",
+            )
 
     @property
     def levels(self) -> int:
@@ -125,14 +135,17 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
                 symmetric=True,
                 smallest=16,
                 rest="fp16",
+                opset=19,
                 reasons=MappingProxyType(
                     {
-                        "activation": "the parser rejects uint8 tensors",
+                        "activation": "the parser takes uint8 for int8 where the zero point is 0, so that half the "
+                        "range is cut off without a word, and else rejects it",
                         "symmetric": "the parser rejects a zero point that is not 0",
                         "bias": "the parser rejects an int32 bias behind a DequantizeLinear",
                         "outputs": "a Q behind a product breaks the fusion with what follows",
                         "smallest": "products with a width under 16 do not fill a tile and lose to fp16",
                         "rest": "a network of int8 and fp32 is slower than one of fp16",
+                        "opset": "QuantizeLinear knows fp16 from opset 19 on",
                     }
                 ),
             ),

@@ -1,0 +1,115 @@
+"""NVIDIA's own ONNX parser and ahead-of-time builder, which need no GPU: the package tensorrt-rtx-cu13."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from vitdeploy.backends import isolate
+from vitdeploy.errors import BackendError
+from vitdeploy.graph.save import save
+
+# What the builder tells of each layer of the finished engine, at its most talkative.
+LAYER = re.compile(
+    r"Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], Constants: \[(?P<constants>.*?)\], "
+    r"Outputs: \[(?P<outputs>.*?)\], TacticName: .*?, StreamId: \d+, Metadata: (?P<nodes>.*)"
+)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of an engine.
+
+    Attributes:
+        kind: 'gemm', 'correlation' (a convolution), 'runtime_fusion', 'kgen' (generated code), ...
+        inputs, constants, outputs: types, as 'Int8', 'Half', 'Float'.
+        nodes: names of the ONNX nodes that it stands for, in whole or in part.
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+    constants: tuple[str, ...]
+    outputs: tuple[str, ...]
+    nodes: tuple[str, ...]
+
+    @property
+    def multiplies(self) -> bool:
+        return self.kind in ("gemm", "correlation", "runtime_fusion") or self.name.startswith("_gemm")
+
+
+def engine(
+    model: ir.Model, folder: Path, batches: tuple[int, int, int] = (1, 2, 8), capability: str = "SM89"
+) -> list[Layer]:
+    """The layers that a graph becomes on GPUs of a compute capability; a dynamic batch ranges over `batches`.
+
+    Raises BackendError with the parser's or builder's words, or when either crashes.
+    """
+    (path,) = save(model, folder / "model.onnx")
+    return isolate.call(_build, str(path), batches, capability, what="TensorRT-RTX", timeout=300)
+
+
+def _build(path: str, batches: tuple[int, int, int], capability: str) -> list[Layer]:
+    """What the child process runs."""
+    import tensorrt_rtx as trt
+
+    logger = _listener(trt)
+    builder = trt.Builder(logger)
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(path):
+        reasons = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+        raise BackendError(f"The parser refuses the graph: {' '.join(reasons)}")
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(getattr(trt.ComputeCapability, capability), 0)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    image = network.get_input(0)
+    if image.shape[0] == -1:
+        profile = builder.create_optimization_profile()
+        profile.set_shape(image.name, *((n, *image.shape[1:]) for n in batches))
+        config.add_optimization_profile(profile)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise BackendError(f"The builder refuses the graph: {' '.join(logger.errors)}")
+    return [layer for line in logger.layers if (layer := read_layer(line)) is not None]
+
+
+def _listener(trt: Any) -> Any:
+    class Listener(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: list[str] = []
+            self.layers: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.errors.append(message)
+            self.layers += [line for line in message.splitlines() if "LayerType: " in line]
+
+    return Listener()
+
+
+def read_layer(line: str) -> Layer | None:
+    """A line of the engine's description."""
+    found = LAYER.search(line)
+    if found is None:
+        return None
+    types = (tuple(re.findall(r"Datatype: (\w+)", found[part])) for part in ("inputs", "constants", "outputs"))
+    nodes = tuple(re.findall(r"\[ONNX Layer: ([^\]]+)\]", found["nodes"]))
+    return Layer(found["name"], found["kind"], *types, nodes)
+
+
+def runs_in_int8(layers: list[Layer], node: str) -> bool:
+    """Whether a product of the graph multiplies int8 activations by int8 weights."""
+    mine = [layer for layer in layers if node in layer.nodes and layer.multiplies]
+    return any("Int8" in layer.inputs and "Int8" in layer.constants for layer in mine)
+
+
+def float_products(layers: list[Layer]) -> set[str]:
+    """Types of the activations in products that do not run in int8."""
+    return {kind for layer in layers if layer.multiplies for kind in layer.inputs} - {"Int8"}
