@@ -49,7 +49,7 @@ class Executed:
         runtime: the precision that it tells of itself.
         origins: names of the original ops that it stands for, by commas, with one before and one after.
         inputs: types of its input tensors; varying: of those that are not constant.
-        second: shape of its second input, which for a linear layer holds the weights (outputs, inner); empty if unknown.
+        second: shape of its second input, for a linear layer that of the weights (outputs, inner); empty if unknown.
         outputs: types of its output tensors.
     """
 

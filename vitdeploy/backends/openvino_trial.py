@@ -1,7 +1,7 @@
 """Whether OpenVINO quantises what a linear layer multiplies, found out by what it computes: it tells nobody.
 
-The kernel is chosen by the widths of the weights and by the properties, so a product of ones with the same of both shows
-what the whole model's does.
+The kernel is chosen by the widths of the weights and by the properties, so a product of ones that has the same of both
+shows what the whole model's does.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ class Scheme:
         follow: ops between quantised tensors that then run in int8 as well.
         apart: a product's float output that others read too must not feed a QuantizeLinear directly.
         smallest: a product with an inner or output width below this stays in float.
-        dynamic: how int8 of activations that are quantised at run time is written: 'integer' (DynamicQuantizeLinear and
-            MatMulInteger), 'weights' (int8 weights alone: the runtime quantises what they multiply), or '' (not at all).
+        dynamic: how int8 with activations quantised at run time is written: 'integer' (DynamicQuantizeLinear and
+            MatMulInteger), 'weights' (int8 weights alone: the runtime quantises what they multiply) or '' (not at all).
         dynamic_smallest: inner and output width below which the runtime leaves such a product in float.
         not_before: a product read by such an op, perhaps through a Reshape, stays in float.
         rest: precision of what is not quantised: 'fp32' or 'fp16'.
@@ -73,8 +73,8 @@ _ONNXRUNTIME = Scheme(
             "outputs": "QLinearConv writes int8: without Q/DQ behind it a Conv stays in fp32, while QGemm writes float",
             "apart": "a product with one quantised and one float reader is not fused; a Reshape of no effect hides the "
             "first",
-            "dynamic": "its optimiser makes DynamicQuantizeMatMul or MatMulIntegerToFloat of them; ConvInteger is no match "
-            "for its float Conv",
+            "dynamic": "its optimiser makes DynamicQuantizeMatMul or MatMulIntegerToFloat of them; ConvInteger is no "
+            "match for its float Conv",
             "follow": "SiLU's Sigmoid and Mul have int8 kernels, so a convolution's trunk stays in one byte",
         }
     ),
@@ -129,7 +129,7 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
                         "one a channel is lost: the outputs are garbage",
                         "dynamic": "it spells DynamicQuantizeLinear and MatMulInteger out in float; with "
                         "DYNAMIC_QUANTIZATION_GROUP_SIZE it quantises the inputs of a linear layer with int8 weights",
-                        "dynamic_smallest": "OpenVINO multiplies rows shorter than a group of 32, or by one column, in float",
+                        "dynamic_smallest": "OpenVINO multiplies rows under a group of 32, or by one column, in float",
                         "bias": "OpenVINO adds the bias in float, fused; a quantised one only loses bits",
                     }
                 ),
