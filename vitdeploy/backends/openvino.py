@@ -53,7 +53,7 @@ PRECISIONS = {
 }
 WORDS = {"int8-dynamic": "{} compute in linear layers"}
 WORDS |= {"int8-weights": "int8 storage, {} compute", "int4-weights": "int4 storage, {} compute"}
-# What must be set for a file's own precision, since its graph cannot say it: OpenVINO reads bf16 off no fp32 tensor, and
+# What must be set for a file's own precision, since its graph cannot say it: OpenVINO reads bf16 off no fp32 tensor and
 # dynamic quantisation off no ONNX node. The precision is in the file's metadata, so it holds however it is opened.
 SET_BY_PRECISION = {
     "bf16": {"INFERENCE_PRECISION_HINT": "bf16"},
