@@ -78,7 +78,11 @@ def test_products_are_those_computed_by_hand(plain: bool, tmp_path: Path) -> Non
             back = Reshape(t, whole)
             y = Concat<axis = -1>(a, back)
         }""",
-        **{"flat": np.array([-1, 24]), "whole": np.array([-1, 5, 7]), "w": w, "head": head, "bias": bias},
+        flat=np.array([-1, 24]),
+        whole=np.array([-1, 5, 7]),
+        w=w,
+        head=head,
+        bias=bias,
     )
     report = to_int8_dynamic(model, get("onnxruntime"))
     got = run(written(model, tmp_path), {"x": x}, plain=plain)

@@ -100,7 +100,7 @@ def to_dynamic_int8(job: Job) -> dict[str, Any]:
     from vitdeploy.quantize.dynamic import to_int8_dynamic
 
     scheme = registry.get(job.request.backend).scheme(job.request.run)
-    with job.steps.step("int8-dynamic") as detail:
+    with job.steps.step("int8") as detail:
         report = to_int8_dynamic(job.graph, scheme, keep=job.request.int8.keep)
         planned = sum(op["precision"] == "int8" for op in report.ops)
         detail += [f"{planned} of {len(report.ops)} compute ops", f"scheme {report.scheme}"]
@@ -113,7 +113,7 @@ def to_stored(bits: int) -> Convert:
     def store(job: Job) -> dict[str, Any]:
         from vitdeploy.quantize.weight_only import to_weight_only
 
-        with job.steps.step(job.request.precision) as detail:
+        with job.steps.step("weights") as detail:
             report = to_weight_only(job.graph, bits, keep=job.request.int8.keep)
             stored = sum(op["precision"] == f"int{bits}" for op in report.ops)
             detail.append(f"int{bits} in {stored} of {len(report.ops)} layers")
