@@ -178,7 +178,9 @@ def doctor(json: Json = False) -> None:
 @app.command()
 def export(
     model: ModelArg,
-    precision: Annotated[str | None, typer.Option(help="fp32, fp16 or int8.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, fp16, bf16, int8, int8-dynamic, int8-weights or int4-weights.")
+    ] = None,
     fp16: Annotated[bool, typer.Option("--fp16", help="Short for --precision fp16.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Short for --precision int8.")] = False,
     calib: Annotated[
@@ -196,7 +198,7 @@ def export(
         bool, typer.Option("--no-bias-correction", help="int8: leave means as rounding shifts them.")
     ] = False,
     keep: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="int8: layers that stay in float; repeatable.")
+        list[str] | None, typer.Option(metavar="PATTERN", help="int8, int4: layers that stay in float; repeatable.")
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="int8: fail on an image that cannot be read.")] = False,
     scheme: Annotated[

@@ -278,3 +278,33 @@ def test_backend_and_census_work_when_the_weights_exceed_two_gigabytes(tmp_path:
     with BACKEND.open(files[0], RunOptions()) as session:
         assert session.run({"x": np.ones((1, 17408), np.float32)})["y"][0, 0] == 17408
         assert session.census().compute == {"fp32": 1}
+
+
+@pytest.mark.parametrize("op", ["MatMul", "Conv"])
+def test_weights_are_dequantised_once_when_nothing_else_is_quantised(op: str, tmp_path: Path) -> None:
+    shape = (64, 32) if op == "MatMul" else (32, 64, 1, 1)
+    axis = 1 if op == "MatMul" else 0
+    w = RNG.integers(-127, 127, shape).astype(np.int8)
+    step = RNG.random(32).astype(np.float32)
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "s"], ["dw"], axis=axis),
+        helper.make_node(op, ["x", "dw"], ["y"]),
+    ]
+    x = RNG.standard_normal((8, 64) if op == "MatMul" else (1, 64, 4, 4)).astype(np.float32)
+    out = [8, 32] if op == "MatMul" else [1, 32, 4, 4]
+    graph = helper.make_graph(
+        nodes,
+        "packed",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, out)],
+        [numpy_helper.from_array(w, "w"), numpy_helper.from_array(step, "s")],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    with opened(tmp_path, proto) as session:
+        census = session.census()
+        got = session.run({"x": x})["y"]
+    assert census.compute == {"fp32": 1}
+    assert "DequantizeLinear" not in census.ops
+    wide = w.astype(np.float64) * step.reshape((1, -1) if op == "MatMul" else (-1, 1, 1, 1))
+    want = x @ wide if op == "MatMul" else np.einsum("nchw,oc->nohw", x, wide[:, :, 0, 0])
+    assert np.abs(got - want).max() < 1e-4 * np.abs(want).max()

@@ -18,7 +18,8 @@ from vitdeploy.backends import openvino as backend_module
 from vitdeploy.backends.base import Backend, RunOptions, Session
 from vitdeploy.backends.onnxruntime import OnnxRuntimeBackend
 from vitdeploy.backends.openvino import OpenVinoBackend
-from vitdeploy.errors import BackendError, MissingDependency, UsageError
+from vitdeploy.errors import BackendError, MissingDependency, UnsupportedModel, UsageError
+from vitdeploy.quantize.weight_only import to_weight_only
 
 RNG = np.random.default_rng(0)
 BF16 = {"INFERENCE_PRECISION_HINT": "bf16"}
@@ -186,10 +187,63 @@ def test_census_tells_fp32_when_one_side_alone_is_quantised(backend: Backend, tm
     assert opened(backend, tmp_path, proto).census().compute == {"fp32": 1}
 
 
-def test_census_does_not_guess_when_the_device_may_quantise_by_itself(backend: Backend, tmp_path: Path) -> None:
+def packed(inner: int, outputs: int, precision: str = "", bits: int = 8) -> onnx.ModelProto:
+    """x @ w with the weights alone in int8, or in blocks of 32 in 4 bits; `precision` as vitdeploy notes it."""
+    proto = parsed(
+        f"g (float[b, 16, {inner}] x) => (float[b, 16, {outputs}] y) {{ y = MatMul(x, w) }}", w=normal(inner, outputs)
+    )
+    proto.opset_import[0].version = 21
+    proto.metadata_props.add(key="vitdeploy.precision", value=precision)
+    model = ir.from_proto(proto)
+    to_weight_only(model, bits)
+    return ir.to_proto(model)
+
+
+def test_census_finds_out_what_the_device_quantises_by_itself(backend: Backend, tmp_path: Path) -> None:
     options = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "32"}
-    census = opened(backend, tmp_path, quantized(activations=False), provider_options=options).census()
+    assert opened(backend, tmp_path, packed(256, 128)).census().compute == {"fp32": 1}
+    assert opened(backend, tmp_path, packed(256, 128), provider_options=options).census().compute == {"int8": 1}
+    narrow, x = packed(16, 64), normal(2, 16, 16)
+    results = []
+    for settings in ({}, options):
+        with opened(backend, tmp_path, narrow, provider_options=settings) as session:
+            assert session.census().compute == {"fp32": 1}
+            results.append(session.run({"x": x})["y"])
+    assert np.array_equal(*results)  # the census is right: nothing was rounded to 8 bits
+
+
+def test_census_does_not_guess_when_four_bits_may_be_multiplied_by_eight(backend: Backend, tmp_path: Path) -> None:
+    options = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "32"}
+    assert opened(backend, tmp_path, packed(64, 32, bits=4)).census().compute == {"fp32": 1}
+    census = opened(backend, tmp_path, packed(64, 32, bits=4), provider_options=options).census()
     assert census.compute == {"unknown": 1}
+
+
+def test_file_for_dynamic_int8_is_quantised_at_run_time_however_it_is_opened(backend: Backend, tmp_path: Path) -> None:
+    proto, x = packed(256, 128, "int8-dynamic"), normal(2, 16, 256)
+    with opened(backend, tmp_path, proto) as session:
+        got, census = session.run({"x": x})["y"], session.census()
+    with opened(backend, tmp_path, proto, provider_options={"DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}) as session:
+        exact, refused = session.run({"x": x})["y"], session.census()
+    error = np.linalg.norm(got - exact) / np.linalg.norm(exact)
+    assert 1e-3 < error < 2e-2
+    assert census.compute == {"int8": 1}
+    assert refused.compute == {"fp32": 1}
+
+
+def test_file_for_bf16_runs_in_it_however_it_is_opened(backend: Backend, tmp_path: Path) -> None:
+    if "bf16" not in backend.capabilities().precisions:
+        pytest.skip("this CPU has no bf16")
+    proto = transformer(1)
+    assert set(opened(backend, tmp_path, proto).census().compute) == {"fp32"}
+    proto.metadata_props.add(key="vitdeploy.precision", value="bf16")
+    assert set(opened(backend, tmp_path, proto).census().compute) == {"bf16"}
+
+
+def test_file_for_bf16_is_refused_when_the_device_has_none() -> None:
+    core = SimpleNamespace(get_property=lambda *_: ["FP32", "INT8"])
+    with pytest.raises(UnsupportedModel, match="bf16, which cpu has no instructions for"):
+        backend_module._settings(core, "CPU", RunOptions(), "bf16")
 
 
 def test_census_tells_fp32_when_a_product_of_fused_attention_is_float(backend: Backend, tmp_path: Path) -> None:
@@ -410,6 +464,9 @@ def test_capabilities_tell_devices_apart_when_they_compute_differently(monkeypat
         "fp16": "fp16 compute on gpu:0 and gpu:1 and npu, fp32 compute on cpu",
         "bf16": "bf16 compute",
         "int8": "int8 compute",
+        "int8-dynamic": "int8 compute in linear layers",
+        "int8-weights": "int8 storage, fp32 compute",
+        "int4-weights": "int4 storage, fp32 compute",
     }
     for device, name in {"gpu": "GPU", "gpu:1": "GPU.1", "cpu": "CPU"}.items():
         assert backend_module._device(core, RunOptions(device=device)) == name

@@ -12,7 +12,7 @@ from vitdeploy.tune.state import State
 TRIALS = [
     Trial(Plan("onnxruntime", "fp32"), 1.0, 1.0, 1.0, 9.5, 100, Answers(10, 0, 0.0, 0, 0)),
     Trial(
-        Plan("openvino", "int8", ("a.b", "c"), rest="bf16", why="less 2 ops"),
+        Plan("openvino", "int8+bf16", ("a.b", "c"), why="less 2 ops"),
         2.5,
         2.4,
         2.6,
@@ -58,4 +58,4 @@ def test_state_that_cannot_be_read_is_measured_again(tmp_path: Path, text: str) 
 def test_plan_keeps_its_key_whatever_it_is_called() -> None:
     assert Plan("a", "int8", why="less 3 ops").key == Plan("a", "int8").key
     assert Plan("a", "int8", ("x",)).key != Plan("a", "int8").key
-    assert Plan("a", "int8", rest="bf16").key != Plan("a", "int8").key
+    assert Plan("a", "int8+bf16").key != Plan("a", "int8").key

@@ -170,15 +170,6 @@ class Backend(ABC):
         """ONNX op types that this runtime runs better in fp32 within an fp16 graph, each with its reason."""
         return {}
 
-    def rest_in(self, precision: str) -> Mapping[str, str]:
-        """The provider options with which whatever the graph has in fp32 runs in another precision, such as 'bf16'.
-
-        Raises UnsupportedModel where this runtime has no such setting.
-        """
-        if precision == "fp32":
-            return {}
-        raise UnsupportedModel(f"The backend {self.name} runs fp32 tensors in fp32, not in {precision}.")
-
     @abstractmethod
     def _compile(self, graph: ir.Model, folder: Path, options: RunOptions, precision: str) -> list[Path]: ...
 

@@ -27,6 +27,7 @@ from vitdeploy.backends.base import (
 from vitdeploy.errors import BackendError, MissingDependency, UsageError
 
 if TYPE_CHECKING:
+    import onnx
     import onnx_ir as ir
 
     from vitdeploy.quantize.schemes import Scheme
@@ -59,6 +60,7 @@ NEEDS_CUDA = {"cuda", "tensorrt"}
 OPTIMIZATION = {"off": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "extended": "ORT_ENABLE_EXTENDED"}
 OPTIMIZATION["all"] = "ORT_ENABLE_ALL"
 DTYPES = {"float": "float32", "double": "float64", "string": "object"}
+UNPACKS = {"cpu", "cuda"}  # providers that run ONNX Runtime's own optimised graph
 SILENT = 4  # Errors come as exceptions; at 3 ONNX Runtime would print them to stderr as well.
 
 
@@ -77,6 +79,8 @@ class OnnxRuntimeBackend(Backend):
         if {"cuda", "tensorrt"} & set(providers):
             half = f"fp16 compute on cuda, {half} on cpu"
         precisions = {"fp32": "fp32 compute", "fp16": half, "int8": "int8 compute"}
+        precisions |= {"int8-dynamic": "int8 compute in linear layers"}
+        precisions |= {"int8-weights": "int8 storage, fp32 compute", "int4-weights": "int4 storage, fp32 compute"}
         return Capabilities(True, ort.__version__, tuple(_devices(providers)), precisions)
 
     def scheme(self, options: RunOptions) -> Scheme:
@@ -102,18 +106,23 @@ class OnnxRuntimeBackend(Backend):
         from vitdeploy.graph.load import check_external_data
 
         _import()
-        check_external_data(model)
-        return OnnxRuntimeSession(model, options)
+        return OnnxRuntimeSession(model, options, unpack=_has_packed_weights(check_external_data(model)))
 
 
 class OnnxRuntimeSession(Session):
-    """A model file opened by ONNX Runtime. `native` is its InferenceSession, None once closed."""
+    """A model file opened by ONNX Runtime. `native` is its InferenceSession, None once closed.
 
-    def __init__(self, model: Path, options: RunOptions) -> None:
+    Args:
+        unpack: dequantise weights once, when the file is opened. ONNX Runtime would otherwise do it in every run for
+            convolutions, and quantise the activations of linear layers without being asked.
+    """
+
+    def __init__(self, model: Path, options: RunOptions, *, unpack: bool = False) -> None:
         self._model = model
         self._options = options
+        self._unpack = unpack
         self._census: Census | None = None
-        self.native = _open_native(model, options)
+        self.native = _open_native(model, options, unpack=unpack)
         self.inputs = [_spec(node) for node in self.native.get_inputs()]
         self.outputs = [_spec(node) for node in self.native.get_outputs()]
 
@@ -136,7 +145,7 @@ class OnnxRuntimeSession(Session):
         if self.native is None:
             raise closed_session_error("ONNX Runtime")
         if self._census is None:
-            self._census = _read_census(self._model, self._options)
+            self._census = _read_census(self._model, self._options, unpack=self._unpack)
         return self._census
 
     def close(self) -> None:
@@ -151,13 +160,15 @@ def _import() -> Any:
     return onnxruntime
 
 
-def _open_native(model: Path, options: RunOptions, optimized: Path | None = None) -> Any:
+def _open_native(model: Path, options: RunOptions, optimized: Path | None = None, *, unpack: bool = False) -> Any:
     """An InferenceSession on `model`; with `optimized`, it also writes the optimised graph there."""
     ort = _import()
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     short, providers = _providers(options)
     session_options = _session_options(options)
+    if unpack and short in UNPACKS:
+        session_options.add_session_config_entry("session.disable_quant_qdq", "1")
     if optimized is not None:
         session_options.optimized_model_filepath = str(optimized)
         key = "session.optimized_model_external_initializers"
@@ -252,7 +263,7 @@ def _why_not_loaded(short: str) -> str:
     return "the driver or device did not answer"
 
 
-def _read_census(model: Path, options: RunOptions) -> Census:
+def _read_census(model: Path, options: RunOptions, *, unpack: bool) -> Census:
     import onnx
 
     from vitdeploy.backends.ort_census import count
@@ -260,11 +271,17 @@ def _read_census(model: Path, options: RunOptions) -> Census:
     with TemporaryDirectory(prefix="vitdeploy-") as name:
         path = Path(name) / "optimized.onnx"
         try:
-            _open_native(model, options, path)
+            _open_native(model, options, path, unpack=unpack)
             graph = onnx.load(str(path), load_external_data=False)
         except BackendError as error:
             raise BackendError(f"The compiled graph cannot be read back: {error.message}") from error
         return count(graph)
+
+
+def _has_packed_weights(proto: onnx.ModelProto) -> bool:
+    """Whether weights alone are quantised: there is a DequantizeLinear, and nothing quantises an activation."""
+    kinds = {node.op_type for node in proto.graph.node}
+    return "DequantizeLinear" in kinds and not kinds & {"QuantizeLinear", "DynamicQuantizeLinear"}
 
 
 def _spec(node: Any) -> TensorSpec:

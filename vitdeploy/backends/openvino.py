@@ -18,7 +18,7 @@ from vitdeploy.backends.base import (
     TensorSpec,
     closed_session_error,
 )
-from vitdeploy.errors import BackendError, MissingDependency, UsageError
+from vitdeploy.errors import BackendError, MissingDependency, UnsupportedModel, UsageError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -47,6 +47,19 @@ PRECISIONS = {
     "fp16": ("FP16", "FP32"),
     "bf16": ("BF16", ""),
     "int8": ("INT8", "FP32"),
+    "int8+bf16": ("BF16", ""),
+    "int8-dynamic": ("INT8", ""),
+    "int8-weights": ("FP32", ""),
+    "int4-weights": ("FP32", ""),
+}
+WORDS = {"int8+bf16": "int8 compute, the rest {} compute", "int8-dynamic": "{} compute in linear layers"}
+WORDS |= {"int8-weights": "int8 storage, {} compute", "int4-weights": "int4 storage, {} compute"}
+# What must be set for a file's own precision, since its graph cannot say it: OpenVINO reads bf16 off no fp32 tensor and
+# dynamic quantisation off no ONNX node. The precision is in the file's metadata, so it holds however it is opened.
+SET_BY_PRECISION = {
+    "bf16": {"INFERENCE_PRECISION_HINT": "bf16"},
+    "int8+bf16": {"INFERENCE_PRECISION_HINT": "bf16"},
+    "int8-dynamic": {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "32"},
 }
 
 
@@ -73,29 +86,33 @@ class OpenVinoBackend(Backend):
 
         return schemes.get("openvino")
 
-    def rest_in(self, precision: str) -> Mapping[str, str]:
-        return {} if precision == "fp32" else {"INFERENCE_PRECISION_HINT": precision}
-
     def _compile(self, graph: ir.Model, folder: Path, options: RunOptions, precision: str) -> list[Path]:
         from vitdeploy.graph.save import save
 
         return save(graph, folder / "model.onnx")
 
     def _open(self, model: Path, options: RunOptions) -> Session:
+        from vitdeploy.export.metadata import PRECISION
         from vitdeploy.graph.load import check_external_data
 
         _import()
-        check_external_data(model)
-        return OpenVinoSession(model, options)
+        facts = {entry.key: entry.value for entry in check_external_data(model).metadata_props}
+        return OpenVinoSession(model, options, facts.get(PRECISION, ""))
 
 
 class OpenVinoSession(Session):
-    """A model file compiled by OpenVINO. `native` is its CompiledModel, None once closed."""
+    """A model file compiled by OpenVINO. `native` is its CompiledModel, None once closed.
 
-    def __init__(self, model: Path, options: RunOptions) -> None:
+    Args:
+        precision: that the file says it is to run in; empty where it says none.
+    """
+
+    def __init__(self, model: Path, options: RunOptions, precision: str = "") -> None:
         self._model = model
+        self._options = options
+        self._precision = precision
         self._census: Census | None = None
-        self.native = _compile_native(model, options)
+        self.native = _compile_native(model, options, precision)
         self._request = self.native.create_infer_request()
         self.inputs = [_spec(port) for port in self.native.inputs]
         self.outputs = [_spec(port) for port in self.native.outputs]
@@ -146,8 +163,22 @@ class OpenVinoSession(Session):
         if self.native is None:
             raise closed_session_error("OpenVINO")
         if self._census is None:
-            self._census = _read_census(self.native, self._model)
+            self._census = self._count()
         return self._census
+
+    def _count(self) -> Census:
+        from vitdeploy.backends.openvino_census import count
+        from vitdeploy.backends.openvino_trial import trial
+
+        core = _import().Core()
+        try:
+            executed = self.native.get_runtime_model()
+        except Exception as error:
+            raise BackendError(f"The compiled graph cannot be read back: {_reason(error)}.") from error
+        device = _device(core, self._options)
+        settings = _settings(core, device, self._options, self._precision)
+        quantises = trial(core, device, settings) if _quantises_dynamically(self.native) else None
+        return count(executed, _read(core, self._model), quantises)
 
     def close(self) -> None:
         self._request = None
@@ -162,11 +193,11 @@ def _import() -> Any:
     return openvino
 
 
-def _compile_native(model: Path, options: RunOptions) -> Any:
-    """A CompiledModel of the file, on the device and with the properties that the options ask for."""
+def _compile_native(model: Path, options: RunOptions, precision: str) -> Any:
+    """A CompiledModel of the file, on the device and with the properties that the options and its precision ask for."""
     core = _import().Core()
     device = _device(core, options)
-    settings = _settings(core, device, options)
+    settings = _settings(core, device, options, precision)
     read = _read(core, model)
     if any(op.get_type_name() == "FakeQuantize" for op in read.get_ops()):
         settings = _for_dialect(model) | settings
@@ -218,12 +249,15 @@ def _device(core: Any, options: RunOptions) -> str:
     return name
 
 
-def _settings(core: Any, device: str, options: RunOptions) -> dict[str, str]:
+def _settings(core: Any, device: str, options: RunOptions, precision: str = "") -> dict[str, str]:
     if options.threads < 0:
         raise UsageError(f"threads is {options.threads}: give 0 (all) or more.")
     if options.optimization != "all":
         raise UsageError(f"OpenVINO always optimises the whole graph: it has no '{options.optimization}'.")
-    wanted = SETTINGS | ({"INFERENCE_NUM_THREADS": str(options.threads)} if options.threads else {})
+    if "bf16" in precision and "BF16" not in core.get_property(device, "OPTIMIZATION_CAPABILITIES"):
+        raise UnsupportedModel(f"This file is to run in bf16, which {_short(device)} has no instructions for.")
+    wanted = SETTINGS | SET_BY_PRECISION.get(precision, {})
+    wanted |= {"INFERENCE_NUM_THREADS": str(options.threads)} if options.threads else {}
     supported = core.get_property(device, "SUPPORTED_PROPERTIES")
     settings = {key: value for key, value in wanted.items() if key in supported}
     for key, value in options.provider_options.items():
@@ -234,17 +268,6 @@ def _settings(core: Any, device: str, options: RunOptions) -> dict[str, str]:
             raise UsageError(f"OpenVINO does not take the option {key}={value}: {_reason(error)}.") from error
         settings[str(key)] = str(value)
     return settings
-
-
-def _read_census(native: Any, model: Path) -> Census:
-    from vitdeploy.backends.openvino_census import count
-
-    read = _read(_import().Core(), model)
-    try:
-        executed = native.get_runtime_model()
-    except Exception as error:
-        raise BackendError(f"The compiled graph cannot be read back: {_reason(error)}.") from error
-    return count(executed, read, dynamic=_quantises_dynamically(native))
 
 
 def _threads(native: Any) -> int:
@@ -301,10 +324,11 @@ def _precisions(can: Mapping[str, list[str]]) -> dict[str, str]:
     found = {}
     for precision, (own, other) in PRECISIONS.items():
         words: dict[str, list[str]] = {}
+        how = WORDS.get(precision, "{} compute")
         for device, capabilities in can.items():
             runs = next((kind for kind in (own, other) if kind in capabilities), "")
             if runs:
-                words.setdefault(f"{runs.lower()} compute", []).append(device)
+                words.setdefault(how.format(runs.lower()), []).append(device)
         if len(words) == 1:
             found[precision] = next(iter(words))
         elif words:

@@ -9,7 +9,7 @@ type Subgraph, as are mere elementwise chains: which original ops were fused tel
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +33,9 @@ MACS = {
     *("DeformableConvolution", "Einsum", "ScaledDotProductAttention"),
 }
 FLOATS = ("f64", "f32", "bf16", "f16")  # the widest range first
-BYTES = {"i8", "u8"}
+BYTES, HALF_BYTES = {"i8", "u8"}, {"i4", "u4"}
 UNKNOWN = "unknown"
+Trial = Callable[[int, int], bool]  # whether a product with weights (outputs, inner) has its input quantised
 PRECISIONS = {"f64": "fp64", "f32": "fp32", "f16": "fp16", "i8": "int8", "u8": "int8", "boolean": "bool"}
 PRECISIONS |= {"i32": "int32", "i64": "int64", "dynamic": UNKNOWN, "undefined": UNKNOWN}
 
@@ -48,6 +49,7 @@ class Executed:
         runtime: the precision that it tells of itself.
         origins: names of the original ops that it stands for, by commas, with one before and one after.
         inputs: types of its input tensors; varying: of those that are not constant.
+        second: shape of its second input, for a linear layer that of the weights (outputs, inner); empty if unknown.
         outputs: types of its output tensors.
     """
 
@@ -55,6 +57,7 @@ class Executed:
     runtime: str
     origins: str
     inputs: list[str]
+    second: tuple[int, ...]
     varying: list[str]
     outputs: list[str]
 
@@ -67,14 +70,14 @@ class Executed:
         return any(f",{name}," in self.origins for name in names)
 
 
-def count(executed: Any, read: Any, dynamic: bool) -> Census:
+def count(executed: Any, read: Any, dynamic: Trial | None) -> Census:
     """Count the nodes of a runtime model.
 
     Args:
         executed: `CompiledModel.get_runtime_model()`.
         read: the model as it was read, before compilation.
-        dynamic: whether the device may quantise float activations on its own; the runtime model does not tell where it
-            does, and those products count as 'unknown'.
+        dynamic: where the device may quantise float activations on its own, tells whether it does for weights of a
+            width, which the runtime model does not; products that it cannot tell of count as 'unknown'.
     """
     nodes = list(_running(executed))
     macs = _mac_names(read, "".join(node.origins for node in nodes))
@@ -107,7 +110,8 @@ def _running(model: Any) -> Iterator[Executed]:
         elif kind.lower() not in IDLE:
             inputs = [_type(source) for source in sources]
             varying = [each for each, fix in zip(inputs, fixed, strict=True) if not fix]
-            yield Executed(kind, runtime, f",{origins},", inputs, varying, [_type(port) for port in op.outputs()])
+            outputs = [_type(port) for port in op.outputs()]
+            yield Executed(kind, runtime, f",{origins},", inputs, _shape(sources[1:2]), varying, outputs)
 
 
 def _mac_names(read: Any, seen: str) -> set[str]:
@@ -122,7 +126,7 @@ def _mac_names(read: Any, seen: str) -> set[str]:
     return names
 
 
-def _multiplied(node: Executed, dynamic: bool) -> str:
+def _multiplied(node: Executed, dynamic: Trial | None) -> str:
     """The precision of a node's multiplications; of several in one node, the one with the widest range."""
     if node.key == FUSED:
         return _widest(node.varying) or _name(node.runtime)
@@ -131,7 +135,11 @@ def _multiplied(node: Executed, dynamic: bool) -> str:
     # A GPU tells nothing of the weights as an input, and their type as the precision where they are compressed.
     first, second = (*node.inputs, node.runtime, node.runtime)[:2]
     if first in FLOATS:  # weights follow the activations, whatever they are stored as
-        return UNKNOWN if dynamic and second in BYTES else _name(first)
+        if dynamic is None or second not in BYTES | HALF_BYTES:
+            return _name(first)
+        if second in HALF_BYTES or len(node.second) != 2:
+            return UNKNOWN
+        return "int8" if dynamic(*node.second) else _name(first)
     return _widest([first, second]) or _name(node.runtime)
 
 
@@ -148,6 +156,12 @@ def _is_cast(node: Executed, converts: set[str]) -> bool:
     name = node.origins.strip(",")
     lone = node.key == FUSED and (name in converts or (name.startswith("Convert_") and "," not in name))
     return node.key in CONVERSIONS or lone
+
+
+def _shape(ports: list[Any]) -> tuple[int, ...]:
+    """The shape of the one port, if there is one and it is static."""
+    fixed = [port.get_partial_shape() for port in ports if port.get_partial_shape().is_static]
+    return tuple(n.get_length() for n in fixed[0]) if fixed else ()
 
 
 def _type(port: Any) -> str:

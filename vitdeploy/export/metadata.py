@@ -13,6 +13,7 @@ from vitdeploy.errors import UsageError
 from vitdeploy.spec import ModelSpec
 
 KEY = "vitdeploy.model"
+PRECISION = "vitdeploy.precision"
 
 
 def write_metadata(model: ir.Model, spec: ModelSpec, precision: str) -> None:
@@ -37,7 +38,7 @@ def write_metadata(model: ir.Model, spec: ModelSpec, precision: str) -> None:
         {
             KEY: json.dumps(public.to_dict(), sort_keys=True),
             "vitdeploy.input": str(spec.input),
-            "vitdeploy.precision": precision,
+            PRECISION: precision,
             "vitdeploy.torch": version("torch"),
         }
     )

@@ -49,8 +49,8 @@ def load(path: Path) -> ir.Model:
     return model
 
 
-def check_external_data(path: Path) -> None:
-    """Check an ONNX file before its path goes to a runtime; weights are not read.
+def check_external_data(path: Path) -> onnx.ModelProto:
+    """Check an ONNX file before its path goes to a runtime, and return it without its weights, which are not read.
 
     Raises UsageError as `load` does.
     """
@@ -66,14 +66,12 @@ def check_external_data(path: Path) -> None:
     proto = _parse(data, path)
     _check_graph(proto, path)
     _check_tensors(proto, path, whole=False)
+    return proto
 
 
 def external_files(path: Path) -> list[Path]:
     """The data files that an ONNX file refers to, sorted. Checks it as `check_external_data` does."""
-    check_external_data(path)
-    with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        proto = _parse(wire.without_weights(content), path)
-    locations = {e.value for t in _tensors(proto) for e in t.external_data if e.key == "location"}
+    locations = {e.value for t in _tensors(check_external_data(path)) for e in t.external_data if e.key == "location"}
     return [_folder(path) / location for location in sorted(locations)]
 
 

@@ -9,25 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.artifact import Artifact, Manifest, Stage, staged
-from vitdeploy.backends.base import Census
-from vitdeploy.errors import MissingDependency, PrecisionNotApplied, UsageError, VerificationFailed, VitdeployError
+from vitdeploy.errors import MissingDependency, UsageError, VerificationFailed, VitdeployError
 from vitdeploy.models.build import Built
+from vitdeploy.pipeline.precision import Job, convert, lowest_opset, precision_notes, range_samples
 from vitdeploy.pipeline.request import ExportRequest, Listener, Steps, check_request, request_record
 from vitdeploy.report.tables import mb
-from vitdeploy.spec import ModelSpec
+from vitdeploy.spec import STATIC_INT8, ModelSpec
 
 if TYPE_CHECKING:
-    import numpy as np
     import onnx_ir as ir
 
     from vitdeploy.bench.sessions import Measured
-    from vitdeploy.data.image_set import ImageSet
     from vitdeploy.verify.bisect import Departure
     from vitdeploy.verify.collect import Case, Collected
     from vitdeploy.verify.compare import Verification
 
 CLOSE = 5  # times the bound: beyond, it is no matter of rounding
-RANGE_SAMPLES = 4  # images that activation ranges are measured on
 
 
 def export(request: ExportRequest, listener: Listener | None = None) -> Artifact:
@@ -39,6 +36,7 @@ def export(request: ExportRequest, listener: Listener | None = None) -> Artifact
         PrecisionNotApplied: the compiled graph does not run what was asked for.
     """
     check_request(request)
+    request = replace(request, opset=max(request.opset, lowest_opset(request.precision)))
     steps = Steps(listener or Listener())
     with staged(request.folder, force=request.force) as stage:
         try:
@@ -57,8 +55,23 @@ def check_backend(request: ExportRequest) -> str:
     if not can.installed:
         raise MissingDependency(f"The backend {request.backend} cannot run here: {can.reason}.", fix=can.fix or None)
     if request.precision not in can.precisions:
-        raise UsageError(f"{request.backend} has no {request.precision}: it has {', '.join(can.precisions)}.")
+        raise UsageError(
+            f"{request.backend} has no {request.precision} here: it has {', '.join(can.precisions)}.",
+            fix=others_with(request.precision),
+        )
     return can.version or ""
+
+
+def others_with(precision: str) -> str:
+    """Which backend runs a precision on this machine."""
+    from vitdeploy.backends import registry
+
+    found = {name: backend.capabilities() for name, backend in registry.backends().items()}
+    able = [name for name, can in found.items() if precision in can.precisions]
+    if able:
+        return f"Use --backend {' or '.join(able)}."
+    absent = [f"{name} may have it: {can.fix}." for name, can in found.items() if not can.installed and can.fix]
+    return " ".join(["No backend that runs here has it.", *absent])
 
 
 def export_into(stage: Stage, request: ExportRequest, steps: Steps, version: str) -> Artifact:
@@ -117,7 +130,7 @@ def verification_cases(request: ExportRequest, spec: ModelSpec) -> list[Case]:
     from vitdeploy.verify.collect import SEEDS, make_cases
 
     own = request.data or request.calib
-    seeds = 0 if request.precision == "int8" and own is not None else SEEDS
+    seeds = 0 if request.precision in STATIC_INT8 and own is not None else SEEDS
     return make_cases(spec.input, request.batches, own, seeds, strict=request.data is not None)
 
 
@@ -127,7 +140,7 @@ def make_graph(
     """Trace, optimise and convert. The same request gives the same graph, name for name."""
     steps = steps or Steps(Listener())
     graph, passes = trace_and_optimise(request, built, steps)
-    applied = convert(graph, built.spec, request, steps, range_samples(request, cases))
+    applied = convert(Job(graph, built.spec, request, steps, range_samples(request, cases)))
     return graph, passes, applied
 
 
@@ -152,47 +165,6 @@ def trace_and_optimise(request: ExportRequest, built: Built, steps: Steps) -> tu
     return graph, [asdict(r) for r in results]
 
 
-def convert(
-    graph: ir.Model,
-    spec: ModelSpec,
-    request: ExportRequest,
-    steps: Steps,
-    samples: Sequence[np.ndarray],
-    calib: ImageSet | None = None,
-) -> dict[str, Any]:
-    """Give the fp32 graph the precision that is asked for, in place. Returns what was applied.
-
-    Args:
-        samples: what fp16 measures ranges on.
-        calib: what int8 is calibrated on; by default the request's images.
-    """
-    from vitdeploy.export.metadata import write_metadata
-
-    applied: dict[str, Any] = {"precision": request.precision}
-    if request.precision == "fp16":
-        from vitdeploy.backends import registry
-        from vitdeploy.quantize.fp16 import to_fp16
-
-        with steps.step("fp16") as detail:
-            slow = registry.get(request.backend).slow_in_fp16(request.run)
-            report = to_fp16(graph, samples, io_precision=request.io_precision, slow_in_fp16=slow)
-            applied["fp16"] = report.to_dict()
-            detail.append(f"{len(report.islands)} ops kept in fp32")
-    if request.precision == "int8":
-        from vitdeploy.pipeline.calibration import quantise
-
-        applied |= quantise(graph, spec, request, steps, calib)
-    write_metadata(graph, spec, request.precision)
-    return applied
-
-
-def range_samples(request: ExportRequest, cases: Sequence[Case]) -> list[np.ndarray]:
-    """What activation ranges are measured on: the verification's inputs of the first batch size, real ones first."""
-    first = [case for case in cases if len(case.image) == request.batches[0]]
-    first.sort(key=lambda case: case.source != "data")
-    return [case.image for case in first[: max(1, RANGE_SAMPLES // request.batches[0])]]
-
-
 def run_candidate(request: ExportRequest, model: Path, cases: Sequence[Case]) -> Collected:
     """The compiled model's outputs on the cases, from a child process, so that a native crash is an error."""
     from vitdeploy.backends import isolate
@@ -200,45 +172,6 @@ def run_candidate(request: ExportRequest, model: Path, cases: Sequence[Case]) ->
 
     images = [case.image for case in cases]
     return isolate.call(collect, request.backend, model, request.run, images, what=request.backend)
-
-
-def precision_notes(request: ExportRequest, applied: dict[str, Any], census: Census | None) -> list[str]:
-    """Hold what runs against what was asked. Returns what to tell; raises PrecisionNotApplied on a miss."""
-    from vitdeploy.backends import registry
-
-    if not applied.get("int8", {}).get("native", True):
-        return [f"written for {request.scheme}, verified on {request.backend}"]
-    if census is None or request.precision == "fp32":
-        return []
-    ran = {kind: n for kind, n in census.compute.items() if n}
-    if request.precision == "int8":
-        return int8_notes(applied["int8"], ran)
-    promise = registry.get(request.backend).capabilities().precisions.get(request.precision, "")
-    half, single = ran.get("float16", 0) + ran.get("fp16", 0), ran.get("float32", 0) + ran.get("fp32", 0)
-    if "fp32 compute" in promise and request.run.device == "cpu" and not request.run.provider:
-        if half == 0:
-            return ["applied: fp16 storage, fp32 compute (this provider has no fp16 kernels)"]
-        return [f"applied: fp16 storage; {half} of {half + single} compute ops run in fp16, the rest in fp32"]
-    islands = sum(i["op_type"] in ("Conv", "MatMul", "Gemm") for i in applied.get("fp16", {}).get("islands", []))
-    if single > islands:
-        raise PrecisionNotApplied(
-            f"fp16 was asked for, but {single} of {half + single} compute ops run in fp32 ({islands} on purpose).",
-            fix="See `vitdeploy inspect` for the ops, and `vitdeploy doctor` for what this device computes in fp16.",
-        )
-    return [f"applied: fp16 compute in {half} ops, fp32 in {single}"]
-
-
-def int8_notes(report: dict[str, Any], ran: dict[str, int]) -> list[str]:
-    """Every product that the plan has in int8 must run so."""
-    planned = sum(op["precision"] == "int8" for op in report["ops"])
-    done, total = ran.get("int8", 0), sum(ran.values())
-    if done < planned:
-        raise PrecisionNotApplied(
-            f"int8 was planned for {planned} compute ops, but only {done} of {total} run in int8.",
-            fix="See `vitdeploy inspect` for the ops; --keep leaves a layer in float on purpose.",
-        )
-    share = report["int8_macs"] / max(report["macs"], 1)
-    return [f"applied: int8 compute in {done} of {total} ops, {share:.0%} of the MACs"]
 
 
 def judge(

@@ -17,7 +17,7 @@ from vitdeploy.export.trace import OPSET, OPSETS
 from vitdeploy.models.build import BuildOptions, Built, check
 from vitdeploy.quantize import schemes
 from vitdeploy.quantize.options import Int8Options
-from vitdeploy.spec import LARGEST_BATCH, PRECISIONS
+from vitdeploy.spec import LARGEST_BATCH, PRECISIONS, STATIC_INT8
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class ExportRequest:
     Attributes:
         model: see models.build.build.
         build: about the model and its weights.
-        precision: 'fp32', 'fp16' or 'int8'.
+        precision: one of spec.PRECISIONS.
         io_precision: of the graph's input and output.
         backend: by name.
         batch: a fixed size, or (min, opt, max).
@@ -38,7 +38,7 @@ class ExportRequest:
         calib_random: calibrate on synthetic images instead, which is for latency work only.
         calib_images: how many of them at most, evenly spread.
         strict: a calibration image that cannot be read is an error.
-        int8: how to quantise.
+        int8: how to quantise; of it, what has less than 16 bits all takes `keep`.
         scheme: whose dialect of Q/DQ to write; None takes the backend's own for this machine.
         tolerance: on the maximum error relative to the largest logit; None takes the precision's.
         bench: measure latency; warmup, duration: its seconds.
@@ -135,11 +135,13 @@ def check_request(request: ExportRequest) -> None:
     for what, value in (("precision", request.precision), ("io_precision", request.io_precision)):
         if value not in PRECISIONS:
             raise UsageError(f"Unknown {what} '{value}': one of {', '.join(PRECISIONS)}.")
-    if request.io_precision == "int8":
+    if request.io_precision not in ("fp32", "fp16"):
         raise UsageError("Inputs and outputs are fp32 or fp16.")
     if request.precision != "fp16" and request.io_precision == "fp16":
         raise UsageError("fp16 inputs and outputs need --precision fp16.")
     check_calibration(request)
+    if request.int8.keep and request.precision in ("fp32", "fp16", "bf16"):
+        raise UsageError(f"--keep leaves layers out of int8 or int4, and {request.precision} is neither.")
     check_common(request)
 
 
@@ -159,7 +161,7 @@ def check_common(request: ExportRequest) -> None:
 
 def check_calibration(request: ExportRequest) -> None:
     given = request.calib is not None or request.calib_random
-    if request.precision != "int8":
+    if request.precision not in STATIC_INT8:
         if given:
             raise UsageError("Calibration images are for --int8.")
         if request.scheme is not None:

@@ -144,13 +144,9 @@ class Workshop:
 
     def request_for(self, plan: Plan) -> ExportRequest:
         """The export that makes this plan."""
-        from vitdeploy.backends import registry
-
-        own = dict(self.request.run.provider_options)
-        run = replace(self.request.run, provider_options={**own, **registry.get(plan.backend).rest_in(plan.rest)})
         keep = tuple(glob.escape(label) for label in plan.keep)
         int8 = replace(self.request.int8, keep=(*self.request.int8.keep, *keep), attention=plan.attention)
-        return replace(self.request, backend=plan.backend, precision=plan.precision, run=run, int8=int8)
+        return replace(self.request, backend=plan.backend, precision=plan.precision, int8=int8)
 
     def files(self, plan: Plan) -> list[Path]:
         """The plan's files, the model file first; made where they are not there yet, or not by this process.
@@ -161,7 +157,7 @@ class Workshop:
         if plan.key in self.applied:
             return [place / name for name in self.applied[plan.key]["files"]]
         from vitdeploy.backends import registry
-        from vitdeploy.pipeline.export import convert
+        from vitdeploy.pipeline.precision import Job, convert
 
         request = self.request_for(plan)
         shutil.rmtree(place, ignore_errors=True)
@@ -169,7 +165,7 @@ class Workshop:
         graph = self.graph()
         calib = self.calib.open(self.spec.input)
         quiet = Steps(Quiet(self.steps.listener))
-        applied = convert(graph, self.spec, request, quiet, self._samples(), calib)
+        applied = convert(Job(graph, self.spec, request, quiet, self._samples(), calib))
         files = registry.get(plan.backend).compile(graph, place, request.run, plan.precision)
         self.applied[plan.key] = applied | {"files": [file.name for file in files]}
         return files
@@ -177,7 +173,7 @@ class Workshop:
     def what_runs(self, plan: Plan, census: Census | None = None) -> dict[str, Any]:
         """What was applied, for the manifest. Raises PrecisionNotApplied when something else runs."""
         from vitdeploy.backends import isolate
-        from vitdeploy.pipeline.export import precision_notes
+        from vitdeploy.pipeline.precision import precision_notes
 
         files = self.files(plan)
         applied, request = self.applied[plan.key], self.request_for(plan)

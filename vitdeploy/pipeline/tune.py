@@ -33,7 +33,7 @@ from vitdeploy.pipeline.export import (
 from vitdeploy.pipeline.request import ExportRequest, Listener, Steps, check_common, request_record
 from vitdeploy.pipeline.trials import Images, Workshop
 from vitdeploy.report.plot import bars, scatter
-from vitdeploy.spec import ModelSpec
+from vitdeploy.spec import STATIC_INT8, ModelSpec
 from vitdeploy.staging import lock_folder
 from vitdeploy.tune.budget import Budget
 from vitdeploy.tune.plans import Plan, Trial, front
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from vitdeploy.bench.timer import Turns
     from vitdeploy.models.build import Built
 
+FLOATS = ("fp32", "bf16", "fp16")
+QUANTISED = (*STATIC_INT8, "int8-dynamic")
 SYNTHETIC = 64  # images, where the user has none
 FINALISTS = 2  # quantised plans in the last race
 EXPLORE = 0.8  # of the time budget; the rest is for confirming
@@ -261,13 +263,8 @@ def starts(backends: Sequence[str]) -> list[Plan]:
     floats, quantised = [], []
     for name in backends:
         can = registry.get(name).capabilities().precisions
-        floats += [Plan(name, precision) for precision in ("fp32", "bf16", "fp16") if precision in can]
-        if "int8" in can:
-            quantised.append(Plan(name, "int8"))
-            if "bf16" in can:
-                quantised.append(Plan(name, "int8", rest="bf16"))
-        if "int8-dynamic" in can:
-            quantised.append(Plan(name, "int8-dynamic"))
+        floats += [Plan(name, precision) for precision in FLOATS if precision in can]
+        quantised += [Plan(name, precision) for precision in QUANTISED if precision in can]
     return floats + quantised
 
 
@@ -278,7 +275,7 @@ def explore(request: TuneRequest, shop: Workshop, state: State, first: Sequence[
         if plan != shop.float_plan and time.monotonic() > end:
             return
         attempt(request, shop, state, plan)
-    for plan in [trial.plan for trial in state.trials.values() if trial.plan.precision == "int8"]:
+    for plan in [trial.plan for trial in state.trials.values() if trial.plan.precision in STATIC_INT8]:
         if time.monotonic() > end:
             return
         better = None if plan.keep else where_it_pays(plan, ops_of(request, shop, state, plan, errors=False))
@@ -299,7 +296,7 @@ def promising(request: TuneRequest, state: State) -> list[Plan]:
     found = [
         trial
         for trial in state.trials.values()
-        if trial.plan.precision == "int8"
+        if trial.plan.precision in STATIC_INT8
         and trial.search is not None
         and request.budget.inaccurate(trial.search)
         and trial.ratio > best * MIN_GAIN
@@ -336,7 +333,7 @@ def ops_of(request: TuneRequest, shop: Workshop, state: State, plan: Plan, *, er
     from vitdeploy.backends import registry
 
     scheme = registry.get(plan.backend).scheme(shop.request_for(plan).run)
-    key = f"{plan.backend} {plan.rest}".strip()
+    key = f"{plan.backend} {plan.precision}"
     if key not in state.savings:
         with shop.steps.step("costs") as detail:
             state.savings[key] = savings(shop, plan, scheme)

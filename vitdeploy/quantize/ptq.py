@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.errors import UnsupportedModel, UsageError
+from vitdeploy.errors import UnsupportedModel
 from vitdeploy.graph.edit import sweep
 from vitdeploy.graph.ops import macs, parameters
 from vitdeploy.quantize.bias import correct_biases, correctable, mean_outputs
@@ -24,7 +23,7 @@ from vitdeploy.quantize.options import Int8Options
 from vitdeploy.quantize.rounding import gather, rounding
 from vitdeploy.quantize.schemes import Scheme
 from vitdeploy.quantize.sensitivity import Sensitivity, sensitivities
-from vitdeploy.quantize.targets import Target, find_targets, to_gemm
+from vitdeploy.quantize.targets import Target, find_targets, matching, to_gemm
 
 BATCH = 8  # images run at once where the graph's batch is dynamic
 BIAS_IMAGES = 64  # enough for means: each image gives a row a token
@@ -110,7 +109,7 @@ def to_int8(
     if scheme.linear == "Gemm":
         to_gemm(model)
     targets = find_targets(model, scheme)
-    kept = _kept(targets, options.keep)
+    kept = matching(targets, options.keep)
     plan = default_plan(targets)
     plan |= {t.name: "int8" for t in targets if options.attention and t.axis is None}
     plan |= dict.fromkeys(kept, "float")
@@ -163,7 +162,7 @@ def measure_sensitivity(
     if scheme.linear == "Gemm":
         to_gemm(model)
     targets = find_targets(model, scheme)
-    plan = default_plan(targets) | dict.fromkeys(_kept(targets, options.keep), "float")
+    plan = default_plan(targets) | dict.fromkeys(matching(targets, options.keep), "float")
     chosen = [target for target in targets if plan[target.name] == "int8"]
     if not chosen:
         raise UnsupportedModel(NOTHING)
@@ -185,18 +184,6 @@ def _ranges(
         )
         for name in (*places.inputs, *places.outputs)
     }
-
-
-def _kept(targets: Sequence[Target], patterns: Sequence[str]) -> list[str]:
-    """Names of the targets that the user wants in float."""
-    found = []
-    for pattern in patterns:
-        hits = [t.name for t in targets if any(fnmatch.fnmatchcase(name, pattern) for name in (t.label, t.name))]
-        if not hits:
-            examples = ", ".join(t.label for t in targets[:3])
-            raise UsageError(f"No layer matches '{pattern}': they are named as {examples}.")
-        found += hits
-    return found
 
 
 def _statistics(

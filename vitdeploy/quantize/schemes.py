@@ -27,6 +27,9 @@ class Scheme:
         follow: ops between quantised tensors that then run in int8 as well.
         apart: a product's float output that others read too must not feed a QuantizeLinear directly.
         smallest: a product with an inner or output width below this stays in float.
+        dynamic: how int8 with activations quantised at run time is written: 'integer' (DynamicQuantizeLinear and
+            MatMulInteger), 'weights' (int8 weights alone: the runtime quantises what they multiply) or '' (not at all).
+        dynamic_smallest: inner and output width below which the runtime leaves such a product in float.
         not_before: a product read by such an op, perhaps through a Reshape, stays in float.
         rest: precision of what is not quantised, and of the scales: 'fp32' or 'fp16'.
         opset: the first of ONNX's that can say all this.
@@ -43,6 +46,8 @@ class Scheme:
     follow: frozenset[str] = frozenset()
     apart: bool = False
     smallest: int = 0
+    dynamic: str = ""
+    dynamic_smallest: tuple[int, int] = (1, 1)
     not_before: frozenset[str] = frozenset()
     rest: str = "fp32"
     opset: int = 13
@@ -69,6 +74,7 @@ _ONNXRUNTIME = Scheme(
     outputs=frozenset({"Conv"}),
     follow=frozenset({"Sigmoid", "Mul"}),
     apart=True,
+    dynamic="integer",
     reasons=MappingProxyType(
         {
             "activation": "VNNI multiplies u8 by s8; MLAS has no fast s8 x s8 on x86 before AMX",
@@ -77,6 +83,8 @@ _ONNXRUNTIME = Scheme(
             "outputs": "QLinearConv writes int8: without Q/DQ behind it a Conv stays in fp32, while QGemm writes float",
             "apart": "a product with one quantised and one float reader is not fused; a Reshape of no effect hides the "
             "first",
+            "dynamic": "its optimiser makes DynamicQuantizeMatMul or MatMulIntegerToFloat of them; ConvInteger is no "
+            "match for its float Conv",
             "follow": "SiLU's Sigmoid and Mul have int8 kernels, so a convolution's trunk stays in one byte",
         }
     ),
@@ -95,6 +103,7 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
                 outputs=_ONNXRUNTIME.outputs,
                 follow=_ONNXRUNTIME.follow,
                 apart=True,
+                dynamic="integer",
                 reasons=MappingProxyType(
                     {
                         **_ONNXRUNTIME.reasons,
@@ -110,6 +119,7 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
                 outputs=_ONNXRUNTIME.outputs,
                 follow=_ONNXRUNTIME.follow,
                 apart=True,
+                dynamic="integer",
                 reasons=MappingProxyType(
                     {
                         **_ONNXRUNTIME.reasons,
@@ -119,12 +129,17 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
             ),
             Scheme(
                 "openvino",
+                dynamic="weights",
+                dynamic_smallest=(32, 2),
                 not_before=frozenset({"InstanceNormalization"}),
                 reasons=MappingProxyType(
                     {
                         "activation": "oneDNN's x86 kernels multiply u8 by s8, and fold the zero point into the bias",
                         "not_before": "OpenVINO (to 2026.4 at least) moves the weights' scales behind the norm, where "
                         "one a channel is lost: the outputs are garbage",
+                        "dynamic": "it spells DynamicQuantizeLinear and MatMulInteger out in float; with "
+                        "DYNAMIC_QUANTIZATION_GROUP_SIZE it quantises the inputs of a linear layer with int8 weights",
+                        "dynamic_smallest": "OpenVINO multiplies rows under a group of 32, or by one column, in float",
                         "bias": "OpenVINO adds the bias in float, fused; a quantised one only loses bits",
                     }
                 ),
@@ -141,6 +156,7 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
                         "activation": "the parser takes uint8 for int8 where the zero point is 0, so that half the "
                         "range is cut off without a word, and else rejects it",
                         "symmetric": "the parser rejects a zero point that is not 0",
+                        "dynamic": "the parser has neither DynamicQuantizeLinear nor MatMulInteger",
                         "bias": "the parser rejects an int32 bias behind a DequantizeLinear",
                         "outputs": "a Q behind a product breaks the fusion with what follows",
                         "smallest": "products with a width under 16 do not fill a tile and lose to fp16",
@@ -159,6 +175,7 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
                 reasons=MappingProxyType(
                     {
                         "activation": "XNNPACK, NNAPI and QNN have s8 kernels with a zero point",
+                        "dynamic": "mobile runtimes take the ranges of activations from the file",
                         "bias": "they take it as int32 in the accumulator's scale",
                         "outputs": "their products write int8 alone",
                         "linear": "their fully connected operator has its bias inside",

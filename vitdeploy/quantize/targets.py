@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fnmatch
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from vitdeploy.errors import UsageError
 from vitdeploy.graph.edit import add_node, array, dims, integer, is_constant, only_user, reshape_target, take_over
 from vitdeploy.graph.linear import Linear, linear_at
 from vitdeploy.quantize.schemes import Scheme
@@ -43,6 +47,12 @@ class Target:
         found = self.node.inputs[:1] if self.axis is not None else self.node.inputs[:2]
         return [value for value in found if value is not None]
 
+    def described(self, precision: str, work: Mapping[str, int], reason: str) -> dict[str, Any]:
+        """A report's row: `work` holds the MACs of each node, `reason` is why it is not as asked, or empty."""
+        count = work.get(self.node.name or self.name, 0)
+        kind = self.node.op_type
+        return {"label": self.label, "op_type": kind, "precision": precision, "macs": count, "reason": reason}
+
 
 def find_targets(model: ir.Model, scheme: Scheme) -> list[Target]:
     """Everything that the scheme could have in int8, in the graph's order; the main graph's fp32 nodes only."""
@@ -63,6 +73,18 @@ def find_targets(model: ir.Model, scheme: Scheme) -> list[Target]:
             continue
         label = (w.name or name).removesuffix(".T").removesuffix(".weight")
         found.append(Target(node, name, label, axis, _unfit(node, w, scheme)))
+    return found
+
+
+def matching(targets: Sequence[Target], patterns: Sequence[str]) -> list[str]:
+    """Names of the targets that one of the patterns names. Raises UsageError on a pattern that names none."""
+    found = []
+    for pattern in patterns:
+        hits = [t.name for t in targets if any(fnmatch.fnmatchcase(name, pattern) for name in (t.label, t.name))]
+        if not hits:
+            examples = ", ".join(t.label for t in targets[:3])
+            raise UsageError(f"No layer matches '{pattern}': they are named as {examples}.")
+        found += hits
     return found
 
 

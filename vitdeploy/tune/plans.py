@@ -17,10 +17,9 @@ class Plan:
 
     Attributes:
         backend: by name.
-        precision: 'fp32', 'fp16', 'bf16', 'int8' or 'int8-dynamic'.
+        precision: as in spec.PRECISIONS.
         keep: layers that stay in float, by their exact labels, sorted.
         attention: int8 for the products of two activations too.
-        rest: what the ops that stay in float run in: 'fp32' or 'bf16'.
         why: what it is, for people, behind the precision: 'all', 'where it pays', 'less 5 ops'; no part of its key.
     """
 
@@ -28,7 +27,6 @@ class Plan:
     precision: str
     keep: tuple[str, ...] = ()
     attention: bool = False
-    rest: str = "fp32"
     why: str = field(default="", compare=False)
 
     @property
@@ -39,8 +37,7 @@ class Plan:
     @property
     def name(self) -> str:
         """For people: 'onnxruntime int8, less 5 ops'."""
-        rest = "" if self.rest == "fp32" else f" + {self.rest}"
-        return f"{self.backend} {self.precision}{rest}" + (f", {self.why}" if self.why else "")
+        return f"{self.backend} {self.precision}" + (f", {self.why}" if self.why else "")
 
     @property
     def is_rung(self) -> bool:

@@ -116,12 +116,42 @@ BOUNDS: Mapping[str, Bounds] = MappingProxyType(
             cosine=0.9999,
             reason="float16 keeps 11 bits: each weight and activation moves by up to 2^-11, adding up over the depth",
         ),
+        "bf16": Bounds(
+            rel_max=0.1,
+            rel_l2=0.08,
+            cosine=0.995,
+            reason="bfloat16 keeps 8 bits: each value moves by up to 2^-8, adding up over the depth",
+        ),
         "int8": Bounds(
             rel_max=0.25,
             rel_l2=0.15,
             cosine=0.99,
             reason="8 bits leave each activation an error of about 1 %, which adds up over the depth; accuracy is what "
             "`vitdeploy eval` measures on labelled images",
+        ),
+        "int8+bf16": Bounds(
+            rel_max=0.25,
+            rel_l2=0.15,
+            cosine=0.99,
+            reason="as for int8, which loses more than bfloat16 does",
+        ),
+        "int8-dynamic": Bounds(
+            rel_max=0.25,
+            rel_l2=0.15,
+            cosine=0.99,
+            reason="as for int8, with each tensor's own range in every run",
+        ),
+        "int8-weights": Bounds(
+            rel_max=0.25,
+            rel_l2=0.15,
+            cosine=0.99,
+            reason="activations stay exact, and 8 bits move each weight by up to 0.4 % of its channel's largest",
+        ),
+        "int4-weights": Bounds(
+            rel_max=0.7,
+            rel_l2=0.45,
+            cosine=0.9,
+            reason="activations stay exact, and 4 bits move the weights by about 8 % of their size",
         ),
     }
 )

@@ -1,0 +1,66 @@
+"""Asked for is applied, or it fails: each precision held against a census."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vitdeploy.backends.base import Census
+from vitdeploy.backends.registry import backends
+from vitdeploy.errors import PrecisionNotApplied, UsageError
+from vitdeploy.pipeline.export import check_backend
+from vitdeploy.pipeline.precision import CONVERSIONS, lowest_opset, precision_notes
+from vitdeploy.pipeline.request import ExportRequest
+from vitdeploy.spec import PRECISIONS
+from vitdeploy.verify.metrics import BOUNDS
+
+INT8 = {"ops": [{"precision": "int8"}, {"precision": "int8"}, {"precision": "float"}], "int8_macs": 9, "macs": 10}
+STORED = {"bits": 4, "ops": [{"precision": "int4"}, {"precision": "int8"}]}
+
+
+def notes(precision: str, report: dict[str, Any], compute: dict[str, int]) -> list[str]:
+    request = ExportRequest("deit_tiny_patch16_224", precision=precision)
+    return precision_notes(request, {precision: report}, Census("a test", {}, compute))
+
+
+def test_every_precision_has_a_conversion_and_bounds() -> None:
+    assert set(CONVERSIONS) == set(PRECISIONS) == set(BOUNDS)
+    assert {precision: lowest_opset(precision) for precision in PRECISIONS if lowest_opset(precision) > 18} == {
+        "int4-weights": 21
+    }
+    for backend in backends().values():
+        assert set(backend.capabilities().precisions) <= set(PRECISIONS)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8-dynamic"])
+def test_int8_is_missed_when_a_planned_product_runs_in_float(precision: str) -> None:
+    assert notes(precision, INT8, {"int8": 2, "fp32": 1}) == ["applied: int8 compute in 2 of 3 ops, 90% of the MACs"]
+    with pytest.raises(PrecisionNotApplied, match="planned for 2 compute ops, but only 1 of 3"):
+        notes(precision, INT8, {"int8": 1, "fp32": 2})
+
+
+def test_bf16_is_missed_when_a_product_runs_in_fp32() -> None:
+    assert "bf16 compute in all 5" in notes("bf16", {}, {"bf16": 3, "bfloat16": 2})[0]
+    for compute in ({"bf16": 4, "fp32": 1}, {"fp32": 5}, {}):
+        with pytest.raises(PrecisionNotApplied, match="bf16 was asked for"):
+            notes("bf16", {}, compute)
+
+
+def test_storage_is_missed_when_products_run_in_less_than_fp32() -> None:
+    assert notes("int4-weights", STORED, {"fp32": 3, "float32": 1}) == [
+        "applied: int4 weight storage in 1 of 2 layers, fp32 compute"
+    ]
+    for compute in ({"int8": 1, "fp32": 2}, {"unknown": 3}):
+        with pytest.raises(PrecisionNotApplied, match="is computed in fp32"):
+            notes("int4-weights", STORED, compute)
+
+
+def test_another_backend_is_named_when_this_one_lacks_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="onnxruntime has no bf16") as caught:
+        check_backend(ExportRequest("deit_tiny_patch16_224", precision="bf16"))
+    able = backends()["openvino"].capabilities()
+    assert caught.value.fix is not None
+    assert "openvino" in caught.value.fix or able.installed
+    if not able.installed:
+        assert "pip install" in caught.value.fix

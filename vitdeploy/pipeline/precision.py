@@ -1,0 +1,211 @@
+"""What each precision means to an export: how the graph becomes it, and what must then run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.backends.base import Census
+from vitdeploy.errors import PrecisionNotApplied
+from vitdeploy.pipeline.request import ExportRequest, Steps
+from vitdeploy.report.tables import mb
+from vitdeploy.spec import ModelSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx_ir as ir
+
+    from vitdeploy.data.image_set import ImageSet
+    from vitdeploy.verify.collect import Case
+
+RANGE_SAMPLES = 4  # images that activation ranges are measured on
+SHORT = {"float16": "fp16", "float32": "fp32", "bfloat16": "bf16"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a conversion works on: the graph, in place, and all that is known about it.
+
+    Attributes:
+        samples: what fp16 measures activation ranges on, as the graph takes them.
+        calib: what int8 is calibrated on; by default the request's images.
+    """
+
+    graph: ir.Model
+    spec: ModelSpec
+    request: ExportRequest
+    steps: Steps
+    samples: Sequence[np.ndarray]
+    calib: ImageSet | None = None
+
+
+Convert = Callable[[Job], dict[str, Any]]  # returns its reports by name, for the manifest
+Told = Callable[[ExportRequest, Mapping[str, Any], Mapping[str, int]], list[str]]  # of the report and of what ran
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """One precision.
+
+    Attributes:
+        convert: turns the fp32 graph into it; None where the runtime does, or nothing needs to.
+        told: holds what runs against what was asked; returns what to tell, raises PrecisionNotApplied on a miss.
+        opset: the first that can express it.
+    """
+
+    convert: Convert | None = None
+    told: Told | None = None
+    opset: int = 1
+
+
+def convert(job: Job) -> dict[str, Any]:
+    """Convert the graph to the request's precision, and write that into it. Returns what was applied."""
+    from vitdeploy.export.metadata import write_metadata
+
+    precision = job.request.precision
+    conversion = CONVERSIONS[precision]
+    reports = {} if conversion.convert is None else conversion.convert(job)
+    write_metadata(job.graph, job.spec, precision)
+    return {"precision": precision, **reports}
+
+
+def lowest_opset(precision: str) -> int:
+    """The first opset that can express a precision."""
+    return CONVERSIONS[precision].opset
+
+
+def precision_notes(request: ExportRequest, applied: Mapping[str, Any], census: Census | None) -> list[str]:
+    """Hold what runs against what was asked. Returns what to tell; raises PrecisionNotApplied on a miss."""
+    told = CONVERSIONS[request.precision].told
+    if not applied.get("int8", {}).get("native", True):
+        return [f"written for {request.scheme}, verified on {request.backend}"]
+    if census is None or told is None:
+        return []
+    ran: dict[str, int] = {}
+    for kind, count in census.compute.items():
+        if count:
+            ran[SHORT.get(kind, kind)] = ran.get(SHORT.get(kind, kind), 0) + count
+    return told(request, applied.get(request.precision.partition("+")[0], {}), ran)
+
+
+def to_half(job: Job) -> dict[str, Any]:
+    from vitdeploy.backends import registry
+    from vitdeploy.quantize.fp16 import to_fp16
+
+    request = job.request
+    with job.steps.step("fp16") as detail:
+        slow = registry.get(request.backend).slow_in_fp16(request.run)
+        report = to_fp16(job.graph, job.samples, io_precision=request.io_precision, slow_in_fp16=slow)
+        detail.append(f"{len(report.islands)} ops kept in fp32")
+    return {"fp16": report.to_dict()}
+
+
+def to_static_int8(job: Job) -> dict[str, Any]:
+    from vitdeploy.pipeline.calibration import quantise
+
+    return quantise(job.graph, job.spec, job.request, job.steps, job.calib)
+
+
+def to_dynamic_int8(job: Job) -> dict[str, Any]:
+    from vitdeploy.backends import registry
+    from vitdeploy.quantize.dynamic import to_int8_dynamic
+
+    scheme = registry.get(job.request.backend).scheme(job.request.run)
+    with job.steps.step("int8") as detail:
+        report = to_int8_dynamic(job.graph, scheme, keep=job.request.int8.keep)
+        planned = sum(op["precision"] == "int8" for op in report.ops)
+        detail += [f"{planned} of {len(report.ops)} compute ops", f"scheme {report.scheme}"]
+    return {"int8-dynamic": report.to_dict()}
+
+
+def to_stored(bits: int) -> Convert:
+    """The conversion that stores weights in so many bits."""
+
+    def store(job: Job) -> dict[str, Any]:
+        from vitdeploy.quantize.weight_only import to_weight_only
+
+        with job.steps.step("weights") as detail:
+            report = to_weight_only(job.graph, bits, keep=job.request.int8.keep)
+            stored = sum(op["precision"] == f"int{bits}" for op in report.ops)
+            detail.append(f"int{bits} in {stored} of {len(report.ops)} layers")
+            detail.append(f"weights {mb(report.weight_bytes_before)} -> {mb(report.weight_bytes_after)}")
+        return {f"int{bits}-weights": report.to_dict()}
+
+    return store
+
+
+def range_samples(request: ExportRequest, cases: Sequence[Case]) -> list[np.ndarray]:
+    """What activation ranges are measured on: the verification's inputs of the first batch size, real ones first."""
+    first = [case for case in cases if len(case.image) == request.batches[0]]
+    first.sort(key=lambda case: case.source != "data")
+    return [case.image for case in first[: max(1, RANGE_SAMPLES // request.batches[0])]]
+
+
+def half_notes(request: ExportRequest, report: Mapping[str, Any], ran: Mapping[str, int]) -> list[str]:
+    """Compute in fp16 but for the islands, or fp16 storage where the provider promises no more."""
+    from vitdeploy.backends import registry
+
+    promise = registry.get(request.backend).capabilities().precisions.get(request.precision, "")
+    half, single = ran.get("fp16", 0), ran.get("fp32", 0)
+    if "fp32 compute" in promise and request.run.device == "cpu" and not request.run.provider:
+        if half == 0:
+            return ["applied: fp16 storage, fp32 compute (this provider has no fp16 kernels)"]
+        return [f"applied: fp16 storage; {half} of {half + single} compute ops run in fp16, the rest in fp32"]
+    islands = sum(i["op_type"] in ("Conv", "MatMul", "Gemm") for i in report.get("islands", []))
+    if single > islands:
+        raise PrecisionNotApplied(
+            f"fp16 was asked for, but {single} of {half + single} compute ops run in fp32 ({islands} on purpose).",
+            fix="See `vitdeploy inspect` for the ops, and `vitdeploy doctor` for what this device computes in fp16.",
+        )
+    return [f"applied: fp16 compute in {half} ops, fp32 in {single}"]
+
+
+def bf16_notes(request: ExportRequest, report: Mapping[str, Any], ran: Mapping[str, int]) -> list[str]:
+    """Every product runs in bf16: the graph keeps none in fp32 on purpose."""
+    done, total = ran.get("bf16", 0), sum(ran.values())
+    if done < total or not done:
+        raise PrecisionNotApplied(
+            f"bf16 was asked for, but only {done} of {total} compute ops run in it.",
+            fix="See `vitdeploy doctor` for what this device computes in bf16.",
+        )
+    return [f"applied: fp32 storage, bf16 compute in all {done} compute ops"]
+
+
+def int8_notes(request: ExportRequest, report: Mapping[str, Any], ran: Mapping[str, int]) -> list[str]:
+    """Every product that the plan has in int8 must run so."""
+    planned = sum(op["precision"] == "int8" for op in report["ops"])
+    done, total = ran.get("int8", 0), sum(ran.values())
+    if done < planned:
+        raise PrecisionNotApplied(
+            f"int8 was planned for {planned} compute ops, but only {done} of {total} run in int8.",
+            fix="See `vitdeploy inspect` for the ops; --keep leaves a layer in float on purpose.",
+        )
+    share = report["int8_macs"] / max(report["macs"], 1)
+    return [f"applied: int8 compute in {done} of {total} ops, {share:.0%} of the MACs"]
+
+
+def storage_notes(request: ExportRequest, report: Mapping[str, Any], ran: Mapping[str, int]) -> list[str]:
+    """Weights are stored in few bits, and no product is computed in fewer than fp32 has."""
+    others = {kind: count for kind, count in ran.items() if kind != "fp32"}
+    if others:
+        found = ", ".join(f"{count} in {kind}" for kind, count in others.items())
+        raise PrecisionNotApplied(
+            f"{request.precision} is computed in fp32, but of {sum(ran.values())} compute ops {found} run.",
+            fix="Leave out the provider option that lowers the precision of compute.",
+        )
+    asked = f"int{report['bits']}"
+    stored = sum(op["precision"] == asked for op in report["ops"])
+    return [f"applied: {asked} weight storage in {stored} of {len(report['ops'])} layers, fp32 compute"]
+
+
+CONVERSIONS: Mapping[str, Conversion] = {
+    "fp32": Conversion(),
+    "fp16": Conversion(to_half, half_notes),
+    "bf16": Conversion(told=bf16_notes),
+    "int8": Conversion(to_static_int8, int8_notes),
+    "int8+bf16": Conversion(to_static_int8, int8_notes),
+    "int8-dynamic": Conversion(to_dynamic_int8, int8_notes),
+    "int8-weights": Conversion(to_stored(8), storage_notes),
+    "int4-weights": Conversion(to_stored(4), storage_notes, opset=21),
+}
