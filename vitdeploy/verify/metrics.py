@@ -117,9 +117,9 @@ BOUNDS: Mapping[str, Bounds] = MappingProxyType(
             reason="float16 keeps 11 bits: each weight and activation moves by up to 2^-11, adding up over the depth",
         ),
         "bf16": Bounds(
-            rel_max=0.1,
-            rel_l2=0.08,
-            cosine=0.995,
+            rel_max=0.25,
+            rel_l2=0.15,
+            cosine=0.99,
             reason="bfloat16 keeps 8 bits: each value moves by up to 2^-8, adding up over the depth",
         ),
         "int8": Bounds(
@@ -151,7 +151,8 @@ BOUNDS: Mapping[str, Bounds] = MappingProxyType(
             rel_max=0.7,
             rel_l2=0.45,
             cosine=0.9,
-            reason="activations stay exact, and 4 bits move the weights by about 8 % of their size",
+            reason="activations stay exact, and 4 bits move the weights by about 8 % of their size; random "
+            "weights magnify that to 0.4 in L2, trained ones to 0.08",
         ),
     }
 )
