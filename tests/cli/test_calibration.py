@@ -165,21 +165,20 @@ def test_unreadable_image_ends_a_strict_export(cli: Cli, work: Path, photos: Pat
 def test_other_runtimes_dialect_is_written_verified_and_recorded_when_it_is_named(
     cli: Cli, work: Path, photos: Path
 ) -> None:
-    flags = ("--int8", "--calib", "photos", "--duration", "0.1", "--json")
-    done = cli("export", "tiny.py:wide", *flags, "--scheme", "tensorrt")
+    done = cli("export", "tiny.py:wide", "--int8", "--calib", "photos", "--duration", "0.1", "--scheme", "tensorrt")
     assert done.code == 0, done.err
-    made = json.loads(done.out)
-    assert Path(made["folder"]).name == "tiny-wide-int8-tensorrt"
+    folder = work / "tiny-wide-int8-tensorrt"
+    made = json.loads((folder / "manifest.json").read_text())
     assert made["request"]["scheme"] == made["applied"]["int8"]["scheme"] == "tensorrt"
     assert made["applied"]["notes"] == ["written for tensorrt, verified on onnxruntime"]
     assert made["applied"]["fp16"]["converted"] > 0
     assert made["verification"]["passed"]
     assert made["bench"] is None
     assert "Latency is not measured" in done.err
-    assert cli("verify", made["folder"], "--model", "tiny.py:wide").code == 0
-    clean = cli("inspect", made["folder"], "--scheme", "tensorrt")
+    assert cli("verify", folder, "--model", "tiny.py:wide").code == 0
+    clean = cli("inspect", folder, "--scheme", "tensorrt")
     assert clean.code == 0, clean.out
-    assert cli("inspect", made["folder"], "--scheme", "onnxruntime").code == 7
+    assert cli("inspect", folder, "--scheme", "onnxruntime").code == 7
 
 
 def test_backends_own_dialect_is_held_to_its_plan_when_it_is_named(cli: Cli, work: Path) -> None:
