@@ -200,6 +200,9 @@ def export(
     keep: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="int8, int4: layers that stay in float; repeatable.")
     ] = None,
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="int8: also measure the error of each op alone; takes a while.")
+    ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="int8: fail on an image that cannot be read.")] = False,
     scheme: Annotated[
         str | None, typer.Option(help="int8: write another runtime's dialect, such as tensorrt; see docs/int8.md.")
@@ -269,6 +272,7 @@ def export(
         calib_random=calib_random,
         calib_images=calib_images,
         strict=strict,
+        sensitivity=sensitivity,
         int8=Int8Options(calib_method, not no_bias_correction, rounding, keep=tuple(keep or ())),
         scheme=scheme,
         tolerance=tolerance,

@@ -189,3 +189,21 @@ def test_backends_own_dialect_is_held_to_its_plan_when_it_is_named(cli: Cli, wor
     assert made["applied"]["int8"]["native"] is True
     assert made["applied"]["notes"][0].startswith("applied: int8 compute")
     assert made["bench"] is not None
+
+
+def test_sensitivity_of_each_op_lands_in_the_report(cli: Cli, work: Path, photos: Path) -> None:
+    asked = ("export", "tiny.py:make", "--int8", "--calib", "photos", "--sensitivity", "--no-bench", "--json")
+    done = cli(*asked, "--out", "made")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)["applied"]["int8"]["sensitivity"]
+    assert {one["label"] for one in found} == {"stem", "mix", "head"}
+    assert all(0 < one["error"] < 0.2 and 20 < one["weight_sqnr"] < 80 for one in found)
+    assert [one["error"] for one in found] == sorted((one["error"] for one in found), reverse=True)
+    assert "## Sensitivity" in (work / "made" / "report.md").read_text()
+    assert "head" in (work / "made" / "sensitivity.svg").read_text()
+
+
+def test_sensitivity_is_refused_where_nothing_is_quantised(cli: Cli, work: Path) -> None:
+    done = cli("export", "tiny.py:make", "--fp16", "--sensitivity")
+    assert done.code == 2
+    assert "--int8" in done.err

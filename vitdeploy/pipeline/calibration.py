@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vitdeploy.data.image_set import ImageSet, open_images, synthetic_set
 from vitdeploy.pipeline.request import ExportRequest, Steps
 from vitdeploy.quantize import schemes
-from vitdeploy.quantize.ptq import Images, to_int8
+from vitdeploy.quantize.ptq import Images, measure_sensitivity, to_int8
 from vitdeploy.spec import InputSpec, ModelSpec
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def quantise(
     own = registry.get(request.backend).scheme(request.run)
     scheme = own if request.scheme is None else schemes.get(request.scheme)
     chosen = calib or calibration_images(request, spec.input)
+    sensitivity = measured_sensitivity(graph, chosen, scheme, request, steps) if request.sensitivity else []
     with steps.step("int8") as detail:
         report = to_int8(
             graph,
@@ -60,8 +61,22 @@ def quantise(
         steps.note(RANDOM_NOTE)
     done = report.to_dict()
     half = done.pop("fp16")
-    int8 = {**done, "skipped": list(chosen.skipped), "native": scheme == own}
+    int8 = {**done, "skipped": list(chosen.skipped), "native": scheme == own, "sensitivity": sensitivity}
     return {"int8": int8} if half is None else {"int8": int8, "fp16": half}
+
+
+def measured_sensitivity(
+    graph: ir.Model, chosen: ImageSet, scheme: schemes.Scheme, request: ExportRequest, steps: Steps
+) -> list[dict[str, Any]]:
+    """What int8 costs at each product alone, the dearest first."""
+    with steps.step("sensitivity") as detail:
+        found = measure_sensitivity(graph, as_images(chosen), scheme, request.int8)
+        found.sort(key=lambda one: -one.error)
+        detail += [
+            f"{len(found)} ops, each alone in int8",
+            f"most at {found[0].label}: {found[0].error:.2%} of the logits",
+        ]
+    return [one.to_dict() for one in found]
 
 
 def calibration_images(request: ExportRequest, spec: InputSpec) -> ImageSet:

@@ -97,6 +97,7 @@ def export_into(stage: Stage, request: ExportRequest, steps: Steps, version: str
         notes = precision_notes(request, applied, collected.census)
         size = sum(path.stat().st_size for path in files)
         detail += [f"{request.backend} {version}, {request.run.provider or request.run.device}", mb(size), *notes]
+    draw_sensitivity(stage.folder, applied)
     applied |= {"notes": notes, "census": collected.census.to_dict() if collected.census else None}
     manifest = Manifest(
         model=spec,
@@ -123,6 +124,17 @@ def export_into(stage: Stage, request: ExportRequest, steps: Steps, version: str
             detail.append(bench_line(measured))
         manifest = replace(manifest, bench=measured.to_dict(), steps=steps.done)
     return finish(stage, manifest)
+
+
+def draw_sensitivity(folder: Path, applied: dict[str, Any]) -> None:
+    """`sensitivity.svg`, where the errors of single ops were measured."""
+    from vitdeploy.report.plot import bars
+
+    found = applied.get("int8", {}).get("sensitivity")
+    if found:
+        rows = [(100 * one["error"], one["label"]) for one in found]
+        picture = bars(rows, "relative L2 of the logits, %, with this op alone in int8")
+        (folder / "sensitivity.svg").write_text(picture, encoding="utf-8")
 
 
 def verification_cases(request: ExportRequest, spec: ModelSpec) -> list[Case]:

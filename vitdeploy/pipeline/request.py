@@ -40,6 +40,7 @@ class ExportRequest:
         strict: a calibration image that cannot be read is an error.
         int8: how to quantise; of it, what has less than 16 bits all takes `keep`.
         scheme: whose dialect of Q/DQ to write; None takes the backend's own for this machine.
+        sensitivity: int8: also measure the error of each op alone.
         tolerance: on the maximum error relative to the largest logit; None takes the precision's.
         bench: measure latency; warmup, duration: its seconds.
         out: the artifact's folder; None derives it from model and precision.
@@ -61,6 +62,7 @@ class ExportRequest:
     strict: bool = False
     int8: Int8Options = field(default_factory=Int8Options)
     scheme: str | None = None
+    sensitivity: bool = False
     tolerance: float | None = None
     bench: bool = True
     warmup: float = 0.5
@@ -162,6 +164,8 @@ def check_common(request: ExportRequest) -> None:
 def check_calibration(request: ExportRequest) -> None:
     given = request.calib is not None or request.calib_random
     if request.precision not in STATIC_INT8:
+        if request.sensitivity:
+            raise UsageError("The sensitivity of ops is measured for --int8.")
         if given:
             raise UsageError("Calibration images are for --int8.")
         if request.scheme is not None:

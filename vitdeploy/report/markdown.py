@@ -27,6 +27,7 @@ def report(manifest: Manifest) -> str:
         *table(("step", "seconds", ""), [(s["name"], f"{s['seconds']:.1f}", s["detail"]) for s in manifest.steps]),
     ]
     lines += verification_lines(manifest.verification) + island_lines(manifest.applied) + bench_lines(manifest.bench)
+    lines += tune_lines(manifest.applied) + sensitivity_lines(manifest.applied)
     lines += ["", "## Environment", ""]
     lines += [f"- {key}: {plain(value)}" for key, value in manifest.environment.items() if value is not None]
     return "\n".join(lines) + "\n"
@@ -62,6 +63,45 @@ def verification_lines(verification: Mapping[str, Any] | None) -> list[str]:
     if departure:
         lines += ["", "### First node that departs", "", "```", plain(departure), "```"]
     return lines
+
+
+def sensitivity_lines(applied: Mapping[str, Any]) -> list[str]:
+    found = (applied.get("int8") or {}).get("sensitivity") or []
+    if not found:
+        return []
+    rows = [
+        (one["label"], f"{one['error']:.3%}", decibel(one["input_sqnr"]), decibel(one["weight_sqnr"])) for one in found
+    ]
+    heads = ("op, alone in int8", "relative L2 of the logits", "SQNR of its input, dB", "of its weight")
+    return ["", "## Sensitivity", "", *table(heads, rows)]
+
+
+def decibel(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def tune_lines(applied: Mapping[str, Any]) -> list[str]:
+    found = applied.get("tune") or {}
+    if not found:
+        return []
+    rows = [
+        (
+            trial["name"],
+            f"{trial['ratio']:.2f}x",
+            f"{trial['p50']:.2f}",
+            f"{trial['bytes'] / 1e6:.1f}",
+            f"{trial['answers']['error']:.2%}",
+            f"{trial['answers']['change_percent']:.2f}",
+            number(trial["answers"]["drop_pp"]),
+            "chosen" if trial["name"] == found["chosen"] else trial["out"],
+        )
+        for trial in found["trials"]
+        if not trial["failed"]
+    ]
+    heads = ("plan", "faster", "p50 ms", "MB", "relative L2", "class changes %", "top-1 drop pp", "")
+    lines = ["", "## Plans that were tried", "", *table(heads, rows), ""]
+    lines += [f"- not possible: {trial['name']}: {trial['failed']}" for trial in found["trials"] if trial["failed"]]
+    return lines + [f"- not taken: {name}: {why}" for name, why in found["reasons"].items()]
 
 
 def island_lines(applied: Mapping[str, Any]) -> list[str]:
