@@ -160,7 +160,7 @@ def test_learned_rounding_brings_a_product_nearer_than_nearest() -> None:
     from vitdeploy.quantize.int8 import quant_params
 
     params = quant_params((statistics.minimum, statistics.maximum), get("onnxruntime"))
-    moments = gather(model, [target], {source: params}, [calib], len(calib))
+    moments = gather(model, [target], {source: params}, [calib])
     w = constant(target.node.inputs[1])
     assert w is not None
     step = weight_step(w, 1, 7, None, params.scale)  # 4 bits, where rounding is what matters

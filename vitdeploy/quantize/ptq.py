@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,9 @@ from vitdeploy.errors import UnsupportedModel, UsageError
 from vitdeploy.graph.edit import sweep
 from vitdeploy.graph.ops import macs, parameters
 from vitdeploy.quantize.bias import correct_biases, correctable, mean_outputs
-from vitdeploy.quantize.calibrate import cache_key, cached, calibrate, remember
+from vitdeploy.quantize.calibrate import cache_key, cached, calibrate, check_images, remember
 from vitdeploy.quantize.clip import Range, find_range
+from vitdeploy.quantize.equalize import equalize
 from vitdeploy.quantize.int8 import Places, all_params, default_plan, find_places, insert, seen_through
 from vitdeploy.quantize.observe import TensorStatistics
 from vitdeploy.quantize.options import Int8Options
@@ -25,7 +25,7 @@ from vitdeploy.quantize.schemes import Scheme
 from vitdeploy.quantize.targets import Target, find_targets, to_gemm
 
 BATCH = 8  # images run at once where the graph's batch is dynamic
-BIAS_IMAGES = 64  # enough for means: each image gives a row a token
+FEW = 64  # images that are enough for means and for samples of rows: each gives a row a token
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Int8Report:
         options: as they were given.
         images: calibration images that were read; source and digest: where from, and of what.
         ops: each product: its label, op type, precision, MACs, and why it is in float where it is.
+        equalized: each site whose channels were scaled or moved: the layer that writes it, technique, range of factors,
+            and the relative error of the products that read it, before and after.
         macs: of all products; int8_macs: of those in int8.
         weight_bytes_before, weight_bytes_after: of all weights.
     """
@@ -51,6 +53,7 @@ class Int8Report:
     int8_macs: int
     weight_bytes_before: int
     weight_bytes_after: int
+    equalized: Sequence[Mapping[str, Any]] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -100,6 +103,7 @@ def to_int8(
     before = parameters(model)[1]
     if scheme.linear == "Gemm":
         to_gemm(model)
+    few = _some(images, model)
     targets = find_targets(model, scheme)
     kept = _kept(targets, options.keep)
     plan = default_plan(targets)
@@ -108,26 +112,41 @@ def to_int8(
     weighted = [target for target in targets if plan[target.name] == "int8" and target.axis is not None]
     if not weighted:
         raise UnsupportedModel("Nothing is left for int8 in this graph: no product with constant weights.")
+    even = equalize(
+        model,
+        weighted,
+        options.equalizers,
+        scheme,
+        few,
+        clipped=options.method != "minmax",
+        centred=options.correct_bias,
+        threads=threads,
+    )
+    plan = {even.renamed.get(name, name): precision for name, precision in plan.items()}
+    kept = [even.renamed.get(name, name) for name in kept]
+    targets = find_targets(model, scheme)
+    weighted = [target for target in targets if plan[target.name] == "int8" and target.axis is not None]
     places = find_places(targets, plan, scheme)
     statistics, seen = _statistics(model, places, images, threads, progress)
     ranges = _ranges(places, statistics, scheme, options.method)
-    few = _some(images, model)
     wanted: Mapping[str, np.ndarray] = {}
     if options.correct_bias:
-        wanted = mean_outputs(model, {t.name: t.channels for t in weighted}, few(), threads=threads)
+        wanted = mean_outputs(model, {t.name: t.channels for t in weighted}, few, threads=threads)
     learned = None
     if options.rounding == "learned":
-        moments = gather(model, weighted, all_params(places, ranges, scheme), few(), BIAS_IMAGES, threads=threads)
+        moments = gather(model, weighted, all_params(places, ranges, scheme), few, threads=threads)
         learned = rounding(moments, scheme.weight_peak)
     work = macs(model).nodes
     ops = [_described(target, plan, work, kept) for target in targets]
     insert(model, targets, plan, places, ranges, scheme, learned)
     if options.correct_bias:
-        correct_biases(model, {name: wanted[name] for name in correctable(model)}, few(), threads=threads)
+        correct_biases(model, {name: wanted[name] for name in correctable(model)}, few, threads=threads)
         sweep(model)
     total, integer = sum(op["macs"] for op in ops), sum(op["macs"] for op in ops if op["precision"] == "int8")
     after = parameters(model)[1]
-    return Int8Report(scheme.name, options, seen, images.source, images.digest, ops, total, integer, before, after)
+    return Int8Report(
+        scheme.name, options, seen, images.source, images.digest, ops, total, integer, before, after, even.sites
+    )
 
 
 def _ranges(
@@ -190,10 +209,22 @@ def _whole(batches: Iterable[np.ndarray], model: ir.Model) -> Iterator[np.ndarra
         yield batch if len(batch) >= size else batch[np.arange(size) % len(batch)]
 
 
-def _some(images: Images, model: ir.Model) -> Callable[[], Iterable[np.ndarray]]:
-    """A pass over the first images, as many as means need."""
+def _some(images: Images, model: ir.Model) -> list[np.ndarray]:
+    """Some of the images, evenly spread, in batches as the graph takes them: they may be sorted by class.
+
+    Raises UsageError on NaN or Inf in any image.
+    """
     size = _batch(model)
-    return lambda: _whole(islice(images.batches(size), -(-BIAS_IMAGES // size)), model)
+    chosen = set(np.linspace(0, images.count - 1, min(FEW, images.count)).round().astype(int).tolist())
+    found: list[np.ndarray] = []
+    done = 0
+    for batch in images.batches(size):
+        check_images(batch, done)
+        found += [image.copy() for i, image in enumerate(batch, done) if i in chosen]
+        done += len(batch)
+    if not found:
+        raise UsageError("There are no calibration images.")
+    return list(_whole((np.stack(found[i : i + size]) for i in range(0, len(found), size)), model))
 
 
 def _described(target: Target, plan: Mapping[str, str], work: Mapping[str, int], kept: Sequence[str]) -> dict[str, Any]:
