@@ -26,12 +26,13 @@ from vitdeploy.graph.edit import constant, fresh_name, integer, sweep
 from vitdeploy.quantize.channels import FIXED, End, Site, find_sites
 from vitdeploy.quantize.int8 import quant_params
 from vitdeploy.quantize.rewrite import rewrite_constant, rewrite_reader, rewrite_writer
-from vitdeploy.quantize.rows import Samples, matrix, sample, spread_inputs
+from vitdeploy.quantize.rows import Samples, matrix, power, sample, spread_inputs
 from vitdeploy.quantize.schemes import Scheme
 from vitdeploy.quantize.targets import Target
 
-ALPHAS = np.linspace(0, 1, 11)
-SHARES = (1.0, 0.85, 0.7, 0.55, 0.4)  # of the range, that a candidate may be clipped to
+ALPHAS = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+SHARES = (1.0, 0.85, 0.7, 0.55, 0.4)  # of the range, that the best candidates may be clipped to
+BEST = 3  # candidates that are tried with each
 GAIN = 0.98  # of the error that has to be left, or the site stays as it is
 SPREAD = 1e-4  # of the largest channel, below which all count alike
 
@@ -105,12 +106,11 @@ def equalize(
         readings = _readings(site, by_node, found)
         if not readings:
             continue
-        errors = [
-            (_error(readings, change, scheme, shares, centred), change)
-            for change in [_nothing(site), *_candidates(site, readings, techniques)]
-        ]
-        before = errors[0][0]
-        after, best = min(errors, key=lambda pair: pair[0])
+        candidates = list(_candidates(site, readings, techniques))
+        candidates.sort(key=lambda change: _error(readings, change, scheme, SHARES[:1], centred))
+        before = _error(readings, _nothing(site), scheme, shares, centred)
+        errors = [(_error(readings, change, scheme, shares, centred), change) for change in candidates[:BEST]]
+        after, best = min(errors, key=lambda pair: pair[0], default=(before, _nothing(site)))
         if after < GAIN * before:
             _apply(site, best, readings)
             changed |= dict.fromkeys(site.values)
@@ -153,13 +153,13 @@ def _candidates(site: Site, readings: Sequence[_Reading], techniques: Sequence[s
     size, weights = _floor(np.maximum(-low, high)), _floor(weights)
     if "smoothquant" in techniques:
         for alpha in ALPHAS:
-            yield Change("smoothquant", _even(size**alpha / weights ** (1 - alpha)), still, float(alpha))
+            yield Change("smoothquant", _even(size**alpha / weights ** (1 - alpha)), still, alpha)
     if "repq" in techniques and site.movable:
         span, middle = _floor(high - low), (low + high) / 2
         yield Change("repq", _even(span), middle)
         # Both at once: Wei et al. 2023, "Outlier Suppression+" (arXiv:2304.09145).
-        for alpha in ALPHAS[1:-1] if "smoothquant" in techniques else ():
-            yield Change("smoothquant+repq", _even(span**alpha / weights ** (1 - alpha)), middle, float(alpha))
+        for alpha in ALPHAS[:-1] if "smoothquant" in techniques else ():
+            yield Change("smoothquant+repq", _even(span**alpha / weights ** (1 - alpha)), middle, alpha)
     if "cross-layer" in techniques and not any(end.node.op_type == "LayerNormalization" for end in site.writers):
         written = np.zeros(site.size)
         for end in site.writers:
@@ -216,14 +216,14 @@ def _error(
         factor, offset = (spread_inputs(reading.target, v)[:, None].astype(np.float32) for v in (scale, shift))
         x = (reading.rows - offset) / factor
         products = [
-            (_rounded(w * factor.transpose(0, 2, 1), scheme), y - offset @ w, _power(y, centred))
+            (_rounded(w * factor.transpose(0, 2, 1), scheme), y - offset @ w, power(y, centred))
             for w, y in reading.products
         ]
         least = np.inf
         for share in shares:
             params = quant_params((min(0.0, float(low.min()) * share), max(0.0, float(high.max()) * share)), scheme)
             seen = params.apply(x)
-            lost = sum(_power(seen @ w - y, centred) / power for w, y, power in products)
+            lost = sum(power(seen @ w - y, centred) / power for w, y, power in products)
             least = min(least, lost)
         total += least
     return total
@@ -233,15 +233,6 @@ def _of(change: Change, channels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Scale and shift of these channels, those that are no part of the site included."""
     fixed = channels == FIXED
     return np.where(fixed, 1.0, change.scale[channels]), np.where(fixed, 0.0, change.shift[channels])
-
-
-def _power(y: np.ndarray, centred: bool) -> float:
-    """The sum of squares, of what differs from the mean where that will be corrected."""
-    rows = y.shape[1]
-    square = float(np.vdot(y, y))
-    if centred:
-        square -= rows * float(np.square(y.mean(axis=1, dtype=np.float64)).sum())
-    return max(square, 1e-20)
 
 
 def _rounded(w: np.ndarray, scheme: Scheme) -> np.ndarray:

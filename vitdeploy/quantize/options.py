@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from vitdeploy.errors import UsageError
 
-METHODS = ("mse", "minmax", "percentile", "entropy")
+METHODS = ("mse", "output", "minmax", "percentile", "entropy")
 ROUNDINGS = ("nearest", "learned")
 EQUALIZERS = ("smoothquant", "repq", "cross-layer")
 
@@ -16,7 +16,7 @@ class Int8Options:
     """How to quantise.
 
     Attributes:
-        method: of choosing activation ranges: 'mse', 'minmax', 'percentile' or 'entropy'.
+        method: of choosing activation ranges: 'mse', 'output', 'minmax', 'percentile' or 'entropy'.
         correct_bias: give every product the mean that it has in float.
         rounding: of weights: 'nearest' or 'learned' (by the inputs' covariance: slow, a small gain at 8 bits).
         attention: also quantise the products of two activations.

@@ -16,11 +16,13 @@ from vitdeploy.graph.ops import macs, parameters
 from vitdeploy.quantize.bias import correct_biases, correctable, mean_outputs
 from vitdeploy.quantize.calibrate import cache_key, cached, calibrate, check_images, remember
 from vitdeploy.quantize.clip import Range, find_range
+from vitdeploy.quantize.clip_output import output_ranges, readers
 from vitdeploy.quantize.equalize import equalize
 from vitdeploy.quantize.int8 import Places, all_params, default_plan, find_places, insert, seen_through
 from vitdeploy.quantize.observe import TensorStatistics
 from vitdeploy.quantize.options import Int8Options
 from vitdeploy.quantize.rounding import gather, rounding
+from vitdeploy.quantize.rows import sample
 from vitdeploy.quantize.schemes import Scheme
 from vitdeploy.quantize.targets import Target, find_targets, to_gemm
 
@@ -128,7 +130,11 @@ def to_int8(
     weighted = [target for target in targets if plan[target.name] == "int8" and target.axis is not None]
     places = find_places(targets, plan, scheme)
     statistics, seen = _statistics(model, places, images, threads, progress)
-    ranges = _ranges(places, statistics, scheme, options.method)
+    ranges = _ranges(places, statistics, scheme, "mse" if options.method == "output" else options.method)
+    if options.method == "output":
+        reading = readers(places, weighted)
+        rows = sample(model, [target for group in reading.values() for target in group], few, threads=threads)
+        ranges |= output_ranges(reading, rows, ranges, scheme, centred=options.correct_bias)
     wanted: Mapping[str, np.ndarray] = {}
     if options.correct_bias:
         wanted = mean_outputs(model, {t.name: t.channels for t in weighted}, few, threads=threads)

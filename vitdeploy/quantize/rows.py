@@ -16,7 +16,7 @@ from vitdeploy.graph.run import Probe
 from vitdeploy.quantize.calibrate import not_finite
 from vitdeploy.quantize.targets import Target
 
-ROWS = 512  # of each product's inputs that a sample holds
+ROWS = 256  # of each product's inputs that a sample holds
 
 Place = tuple[np.ndarray, np.ndarray]
 
@@ -170,3 +170,12 @@ def spread_inputs(target: Target, channels: np.ndarray) -> np.ndarray:
     groups, width = sizes(target)
     each = channels.reshape(groups, -1)
     return np.repeat(each, width // each.shape[1], axis=1)
+
+
+def power(y: np.ndarray, centred: bool) -> float:
+    """The sum of squares of products (groups, rows, outputs); of what differs from the mean, where that is corrected."""
+    rows = y.shape[1]
+    square = float(np.vdot(y, y))
+    if centred:
+        square -= rows * float(np.square(y.mean(axis=1, dtype=np.float64)).sum())
+    return max(square, 1e-20)
