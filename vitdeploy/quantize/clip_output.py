@@ -55,7 +55,8 @@ def output_ranges(
     found = {}
     for name, products in reading.items():
         parts = _parts(products, samples, centred)
-        whole = (min(float(samples.low[name].min()), 0.0), max(float(samples.high[name].max()), 0.0))
+        low, high = samples.extremes[name]
+        whole = (min(float(low.min()), 0.0), max(float(high.max()), 0.0))
         found[name] = _search(parts, whole, ranges[name], scheme, centred)
     return found
 

@@ -4,7 +4,8 @@ An activation has one scale for all its channels, so an outlier channel costs th
 + c W: dividing a channel by s and multiplying the weights that read it hands the outlier to the weights, and moving it by
 c centres it. Both go into the weights, biases, or LayerNorm gains that write the channel (channels.py finds where), so
 they cost nothing when the model runs. Three rules for s and c, of which each site takes what really brings its products
-nearer, by quantising a sample of rows, or none:
+nearer, or none. Half of the images make s, c and the range, and the products are judged on the other half: ranges that
+fit every channel closely clip every channel of an image that is unlike them.
 
 - 'smoothquant': s = max|x|^a / max|W|^(1-a), with a searched. Xiao et al. 2022, "SmoothQuant" (arXiv:2211.10438).
 - 'repq': s and c give every channel the same range, as if each had its own scale and zero point. Li et al. 2022,
@@ -55,21 +56,26 @@ class Equalized:
     renamed: Mapping[str, str]
 
 
+Extremes = tuple[np.ndarray, np.ndarray]
+
+
 @dataclass
 class _Reading:
     """One tensor that readers of a site read: rows of it, and the products that multiply them.
 
     Attributes:
         channels: which channel of the site each channel of the tensor is.
-        rows, low, high: see rows.Samples.
+        rows: of the images that judge.
+        seen: the least and the largest of each channel, in the images that do not.
+        whole: the same in all.
         products: weight matrices (groups, K, outputs) and the products themselves.
     """
 
     target: Target
     channels: np.ndarray
     rows: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
+    seen: Extremes
+    whole: Extremes
     products: list[tuple[np.ndarray, np.ndarray]]
 
 
@@ -89,28 +95,34 @@ def equalize(
     Args:
         targets: the products that will be int8.
         techniques: some of 'smoothquant', 'repq' and 'cross-layer'.
-        batches: float32 (N, C, H, W), as the graph takes them.
+        batches: float32 (N, C, H, W), as the graph takes them. A single one proves nothing, and nothing is changed.
         clipped: whether ranges will be searched for (or are extremes).
         centred: whether means will be corrected.
     """
     sites = find_sites(model) if techniques else []
     by_node = {target.node: target for target in targets}
     read = [by_node[end.node] for site in sites for end in site.readers if end.node in by_node]
-    if not read:
+    if not read or len(batches) < 2:
         return Equalized([], {})
-    found = sample(model, list(dict.fromkeys(read)), batches, threads=threads)
+    read = list(dict.fromkeys(read))
+    halves = [sample(model, read, batches[half::2], threads=threads) for half in range(2)]
+    whole = {name: _wider([half.extremes[name] for half in halves]) for name in halves[0].extremes}
     done: list[dict[str, Any]] = []
     changed: dict[ir.Value, None] = {}
     shares = SHARES if clipped else SHARES[:1]
     for site in sites:
-        readings = _readings(site, by_node, found)
+        readings = _readings(site, by_node, halves, whole)
         if not readings:
             continue
-        candidates = list(_candidates(site, readings, techniques))
-        candidates.sort(key=lambda change: _error(readings, change, scheme, SHARES[:1], centred))
-        before = _error(readings, _nothing(site), scheme, shares, centred)
-        errors = [(_error(readings, change, scheme, shares, centred), change) for change in candidates[:BEST]]
-        after, best = min(errors, key=lambda pair: pair[0], default=(before, _nothing(site)))
+        final = list(_candidates(site, readings, techniques, [reading.whole for reading in readings]))
+        trial = list(_candidates(site, readings, techniques, [reading.seen for reading in readings]))
+        first = [_error(readings, change, scheme, SHARES[:1], centred) for change in trial]
+        before = after = _error(readings, _nothing(site), scheme, shares, centred)
+        best = _nothing(site)
+        for i in np.argsort(first, kind="stable")[:BEST]:
+            error = _error(readings, trial[i], scheme, shares, centred)
+            if error < after:
+                after, best = error, final[i]
         if after < GAIN * before:
             _apply(site, best, readings)
             changed |= dict.fromkeys(site.values)
@@ -119,19 +131,22 @@ def equalize(
     return Equalized(done, _rename(model, changed))
 
 
-def _readings(site: Site, by_node: Mapping[ir.Node, Target], found: Samples) -> list[_Reading]:
+def _wider(extremes: Sequence[Extremes]) -> Extremes:
+    return np.minimum(*(low for low, _ in extremes)), np.maximum(*(high for _, high in extremes))
+
+
+def _readings(
+    site: Site, by_node: Mapping[ir.Node, Target], halves: Sequence[Samples], whole: Mapping[str, Extremes]
+) -> list[_Reading]:
     readings: dict[int, _Reading] = {}
     for end in site.readers:
         target = by_node.get(end.node)
         if target is None:
             continue
-        rows, name = found.rows[target.name], target.activations[0].name or ""
-        reading = readings.setdefault(
-            id(rows), _Reading(target, end.channels, rows, found.low[name], found.high[name], [])
-        )
+        rows, name = halves[1].rows[target.name], target.activations[0].name or ""
+        known = _Reading(target, end.channels, rows, halves[0].extremes[name], whole[name], [])
         w = matrix(target, _weight(end)).astype(np.float32)
-        readings[id(rows)].products.append((w, rows @ w))
-        assert np.array_equal(reading.channels, end.channels)
+        readings.setdefault(id(rows), known).products.append((w, rows @ w))
     return list(readings.values())
 
 
@@ -139,14 +154,15 @@ def _nothing(site: Site) -> Change:
     return Change("none", np.ones(site.size), np.zeros(site.size))
 
 
-def _candidates(site: Site, readings: Sequence[_Reading], techniques: Sequence[str]) -> Iterator[Change]:
+def _candidates(
+    site: Site, readings: Sequence[_Reading], techniques: Sequence[str], extremes: Sequence[Extremes]
+) -> Iterator[Change]:
     low, high = np.full(site.size, np.inf), np.full(site.size, -np.inf)
     weights = np.zeros(site.size)
-    for reading in readings:
+    for reading, (least, most) in zip(readings, extremes, strict=True):
         free = reading.channels != FIXED
-        channels = reading.channels[free]
-        np.minimum.at(low, channels, reading.low[free])
-        np.maximum.at(high, channels, reading.high[free])
+        np.minimum.at(low, reading.channels[free], least[free])
+        np.maximum.at(high, reading.channels[free], most[free])
     for end in site.readers:
         _peaks(weights, end, reading_axis(end), _weight(end))
     still = np.zeros(site.size)
@@ -212,7 +228,7 @@ def _error(
     total = 0.0
     for reading in readings:
         scale, shift = _of(change, reading.channels)
-        low, high = ((end - shift) / scale for end in (reading.low, reading.high))
+        low, high = ((end - shift) / scale for end in reading.seen)
         factor, offset = (spread_inputs(reading.target, v)[:, None].astype(np.float32) for v in (scale, shift))
         x = (reading.rows - offset) / factor
         products = [
@@ -223,7 +239,7 @@ def _error(
         for share in shares:
             params = quant_params((min(0.0, float(low.min()) * share), max(0.0, float(high.max()) * share)), scheme)
             seen = params.apply(x)
-            lost = sum(power(seen @ w - y, centred) / power for w, y, power in products)
+            lost = sum(power(seen @ w - y, centred) / size for w, y, size in products)
             least = min(least, lost)
         total += least
     return total
@@ -249,16 +265,15 @@ def _apply(site: Site, change: Change, readings: Sequence[_Reading]) -> None:
         rewrite_constant(end, _of(change, end.channels)[0])
     for end in site.readers:
         rewrite_reader(end, *_of(change, end.channels))
-    tensors = {}
+    done = set()
     for reading in readings:
         scale, shift = _of(change, reading.channels)
         factor, offset = (spread_inputs(reading.target, v)[:, None].astype(np.float32) for v in (scale, shift))
         reading.rows[:] = (reading.rows - offset) / factor
-        tensors[id(reading.low)] = reading
-    for reading in tensors.values():
-        scale, shift = _of(change, reading.channels)
-        for end_ in (reading.low, reading.high):
-            end_[:] = (end_ - shift) / scale
+        for ends in (*reading.seen, *reading.whole):
+            if id(ends) not in done:  # a tensor may be read in two ways
+                done.add(id(ends))
+                ends[:] = (ends - shift) / scale
 
 
 def _rename(model: ir.Model, changed: Iterable[ir.Value]) -> dict[str, str]:

@@ -230,7 +230,8 @@ def _some(images: Images, model: ir.Model) -> list[np.ndarray]:
         done += len(batch)
     if not found:
         raise UsageError("There are no calibration images.")
-    return list(_whole((np.stack(found[i : i + size]) for i in range(0, len(found), size)), model))
+    parts = max(-(-len(found) // size), min(2, len(found)))
+    return list(_whole((np.stack(found[i::parts]) for i in range(parts)), model))  # each batch spread evenly too
 
 
 def _described(target: Target, plan: Mapping[str, str], work: Mapping[str, int], kept: Sequence[str]) -> dict[str, Any]:

@@ -27,12 +27,11 @@ class Samples:
 
     Attributes:
         rows: float32 (groups, rows, K) by the product's name; products that read alike share them.
-        low, high: float32 (channels,) by the tensor's name.
+        extremes: the least and the largest, float32 (channels,) each, by the tensor's name.
     """
 
     rows: Mapping[str, np.ndarray]
-    low: Mapping[str, np.ndarray]
-    high: Mapping[str, np.ndarray]
+    extremes: Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
 def sample(
@@ -50,8 +49,7 @@ def sample(
     readings = {target.name: _reading(target) for target in targets}
     kinds = {reading: target for target in reversed(targets) for reading in [readings[target.name]]}
     parts: dict[tuple[object, ...], list[np.ndarray]] = {reading: [] for reading in kinds}
-    low: dict[str, np.ndarray] = {}
-    high: dict[str, np.ndarray] = {}
+    extremes: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     rng = np.random.Generator(np.random.PCG64(0))
     names = list(dict.fromkeys(str(reading[0]) for reading in kinds))
     feed = model.graph.inputs[0].name or ""
@@ -65,11 +63,11 @@ def sample(
                     if reading[0] == name:
                         parts[reading].append(rows_of(target, value, wanted, rng))
                         others = tuple(i for i in range(value.ndim) if i != target.channels % value.ndim)
-                        least, most = value.min(axis=others), value.max(axis=others)
-                        low[name] = np.minimum(low.get(name, least), least)
-                        high[name] = np.maximum(high.get(name, most), most)
+                        low, high = value.min(axis=others), value.max(axis=others)
+                        before = extremes.get(name, (low, high))
+                        extremes[name] = np.minimum(before[0], low), np.maximum(before[1], high)
     together = {reading: np.concatenate(found, axis=1) for reading, found in parts.items()}
-    return Samples({name: together[reading] for name, reading in readings.items()}, low, high)
+    return Samples({name: together[reading] for name, reading in readings.items()}, extremes)
 
 
 def whole(model: ir.Model, batches: Iterable[np.ndarray]) -> Iterable[np.ndarray]:
