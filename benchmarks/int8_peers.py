@@ -14,8 +14,8 @@ import numpy as np
 import onnxruntime
 import torch
 
-from vitdeploy.backends.onnxruntime import OnnxRuntimeBackend
 from vitdeploy.backends.base import RunOptions
+from vitdeploy.backends.onnxruntime import OnnxRuntimeBackend
 from vitdeploy.graph.load import load
 from vitdeploy.graph.ops import macs
 
@@ -77,9 +77,7 @@ def nncf_quantize(bare: Path, images: np.ndarray, out: Path) -> None:
 
     model = openvino.convert_model(str(bare))
     data = nncf.Dataset(list(batches(images)))
-    found = nncf.quantize(
-        model, data, subset_size=len(list(batches(images))), model_type=nncf.ModelType.TRANSFORMER
-    )
+    found = nncf.quantize(model, data, subset_size=len(list(batches(images))), model_type=nncf.ModelType.TRANSFORMER)
     openvino.save_model(found, str(out), compress_to_fp16=False)
 
 

@@ -190,7 +190,7 @@ def export(
     calib_images: Annotated[int, typer.Option(min=1, help="int8: how many images at most, evenly spread.")] = 256,
     calib_method: Annotated[
         str, typer.Option(help="int8: activation ranges by output, mse, minmax, percentile or entropy.")
-    ] = "mse",
+    ] = "output",
     equalize: Annotated[
         str, typer.Option(help="int8: scale channels to fit one step: auto, none, smoothquant, repq, cross-layer.")
     ] = "auto",

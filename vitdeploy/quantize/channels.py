@@ -1,9 +1,9 @@
 """Which weights a channel comes from and goes to: where one can be scaled, and moved, without changing the function.
 
-Every channel of every activation is followed through what treats channels alike (layouts, residual sums, ReLU, pooling,
-attention's sum over tokens) from the linear maps and LayerNorms that write it to the linear maps that read it. A channel
-that reaches anything else (GELU, Softmax, an output of the graph) is not free. So a site may be as small as a LayerNorm
-with its readers, or as large as the residual stream of a LeViT stage.
+Every channel of every activation is followed through what treats channels alike (layouts, residual sums, ReLU,
+pooling, attention's sum over tokens) from the linear maps and LayerNorms that write it to the linear maps that read it.
+A channel that reaches anything else (GELU, Softmax, an output of the graph) is not free. So a site may be as small as a
+LayerNorm with its readers, or as large as the residual stream of a LeViT stage.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.graph.edit import constant, dims, integer, ints, is_constant
+from vitdeploy.graph.edit import constant, dims, integer, ints, is_constant, length
 from vitdeploy.quantize.targets import weight_axis
 
 SAME = ("Identity", "Relu", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
@@ -124,7 +124,9 @@ def _follow(trace: _Trace, node: ir.Node) -> None:
         return
     for value in known:
         trace.fix(value)
-    if any(attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attribute in node.attributes.values()):
+    if any(
+        attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attribute in node.attributes.values()
+    ):
         for value in list(trace.held):  # a subgraph may read anything
             trace.fix(value)
 
@@ -147,10 +149,9 @@ def _writes(trace: _Trace, node: ir.Node) -> bool:
     if axis is None or w is None or w.shape is None:
         return False
     conv = node.op_type == "Conv"
-    shape = [int(n) for n in w.shape]  # type: ignore[arg-type]
-    width = integer(node, "group", 1) * shape[1] if conv else shape[1 - axis]
+    width = integer(node, "group", 1) * length(w, 1) if conv else length(w, 1 - axis)
     _reads(trace, node, 1 if conv else -1, width)
-    numbers = trace.fresh(node.outputs[0], 1 if conv else -1, shape[axis])
+    numbers = trace.fresh(node.outputs[0], 1 if conv else -1, length(w, axis))
     trace.writers.append(End(node, -1, numbers))
     if node.op_type == "MatMul" and len(dims(node.outputs[0]) or ()) != 2:
         trace.keep_still(numbers)  # it has no place for a bias
@@ -265,7 +266,7 @@ def _gather(trace: _Trace, node: ir.Node) -> np.ndarray | None:
     index = constant(node.inputs[1])
     if node.inputs[0] not in trace.held or index is None or index.ndim > 1:
         return None
-    numbers = trace.held[node.inputs[0]]  # type: ignore[index]
+    numbers = trace.held[node.inputs[0]]
     axis = integer(node, "axis", 0) % numbers.ndim
     if numbers.shape[axis] > 1:
         return None
@@ -278,13 +279,13 @@ def _concat(trace: _Trace, node: ir.Node) -> np.ndarray | None:
     parts = []
     for value in values:
         shape = dims(value) or ()
-        length = shape[axis] if shape else ""
-        if not isinstance(length, int):
+        count = shape[axis] if shape else ""
+        if not isinstance(count, int):
             return None
         if value not in trace.held:  # not free, but the others may be
-            trace.fixed.update(trace.fresh(value, axis, length).tolist())
+            trace.fixed.update(trace.fresh(value, axis, count).tolist())
         parts.append(trace.held[value])
-        if parts[-1].shape[axis] != length or parts[-1].size != length:
+        if parts[-1].shape[axis] != count or parts[-1].size != count:
             return None
     return np.concatenate(parts, axis=axis)
 
@@ -340,14 +341,14 @@ def _sites(trace: _Trace) -> list[Site]:
     sites = []
     for signature, roots in together.items():
         place = {root: i for i, root in enumerate(roots)}
-        three = [
-            [_within(trace, kinds[kind][i], place) for k, i in signature if k == kind] for kind in range(len(kinds))
-        ]
-        if not three[0] or not three[2]:
+        writers, constants, readers = (
+            [_within(trace, found[i], place) for k, i in signature if k == kind] for kind, found in enumerate(kinds)
+        )
+        if not writers or not readers:
             continue
         values = list(dict.fromkeys(value for root in roots for value in holders[root]))
-        movable = len(three[0]) == 1 and not any(root in still for root in roots)
-        sites.append(Site(len(roots), *three, values, movable))
+        movable = len(writers) == 1 and not any(root in still for root in roots)
+        sites.append(Site(len(roots), writers, constants, readers, values, movable))
     return sites
 
 

@@ -1,8 +1,8 @@
 """A tensor's range by what the products that read it lose: x^ W - x W on a sample of rows, instead of x^ - x.
 
 A channel that meets small weights may be clipped, one that meets large ones may not, and errors that the weights cancel
-do not count. Nahshan et al. 2019, "Loss Aware Post-training Quantization" (arXiv:1911.07190), section 3, has the idea of
-a range by its consequences; here they are those one layer on.
+do not count. Nahshan et al. 2019, "Loss Aware Post-training Quantization" (arXiv:1911.07190), choose them by the whole
+network's loss; here it is what one layer on makes of them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from vitdeploy.quantize.targets import Target
 SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3)  # of each end, that a search tries
 PASSES = 2  # over both ends
 
-Reading = tuple[np.ndarray, np.ndarray]  # rows (groups, rows, K), and weights (groups, K, outputs) of all that read them
+Reading = tuple[
+    np.ndarray, np.ndarray
+]  # rows (groups, rows, K), and weights (groups, K, outputs) of all that read them
 
 
 def readers(places: Places, targets: Sequence[Target]) -> dict[str, list[Target]]:

@@ -1,11 +1,11 @@
 """Scale and move channels so that one step fits them all, without changing what the float graph computes.
 
-An activation has one scale for all its channels, so an outlier channel costs the others their bits. x W = (x - c)/s (s W)
-+ c W: dividing a channel by s and multiplying the weights that read it hands the outlier to the weights, and moving it by
-c centres it. Both go into the weights, biases, or LayerNorm gains that write the channel (channels.py finds where), so
-they cost nothing when the model runs. Three rules for s and c, of which each site takes what really brings its products
-nearer, or none. Half of the images make s, c and the range, and the products are judged on the other half: ranges that
-fit every channel closely clip every channel of an image that is unlike them.
+An activation has one scale for all its channels, so an outlier channel costs the others their bits. Now x W is
+((x - c) / s) (s W) + c W: dividing a channel by s and multiplying the weights that read it hands the outlier to the
+weights, and moving it by c centres it. Both go into the weights, biases, or LayerNorm gains that write the channel
+(channels.py finds where), so they cost nothing when the model runs. Three rules for s and c, of which each site takes
+what really brings its products nearer, or none. Half of the images make s, c and the range, and the products are judged
+on the other half: ranges that fit every channel closely clip every channel of an image that is unlike them.
 
 - 'smoothquant': s = max|x|^a / max|W|^(1-a), with a searched. Xiao et al. 2022, "SmoothQuant" (arXiv:2211.10438).
 - 'repq': s and c give every channel the same range, as if each had its own scale and zero point. Li et al. 2022,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from vitdeploy.errors import UsageError
 
-METHODS = ("mse", "output", "minmax", "percentile", "entropy")
+METHODS = ("output", "mse", "minmax", "percentile", "entropy")
 ROUNDINGS = ("nearest", "learned")
 EQUALIZERS = ("smoothquant", "repq", "cross-layer")
 
@@ -16,16 +16,16 @@ class Int8Options:
     """How to quantise.
 
     Attributes:
-        method: of choosing activation ranges: 'mse', 'output', 'minmax', 'percentile' or 'entropy'.
+        method: of choosing activation ranges: 'output', 'mse', 'minmax', 'percentile' or 'entropy'.
         correct_bias: give every product the mean that it has in float.
         rounding: of weights: 'nearest' or 'learned' (by the inputs' covariance: slow, a small gain at 8 bits).
         attention: also quantise the products of two activations.
-        equalize: scale channels so that one step fits them all: 'auto' (whatever helps, site by site), 'none', or some of
-            'smoothquant', 'repq' and 'cross-layer', with commas between.
+        equalize: scale channels so that one step fits them all: 'auto' (whatever helps, site by site), 'none', or some
+            of 'smoothquant', 'repq' and 'cross-layer', with commas between.
         keep: patterns of layer or node names that stay in float.
     """
 
-    method: str = "mse"
+    method: str = "output"
     correct_bias: bool = True
     rounding: str = "nearest"
     attention: bool = False

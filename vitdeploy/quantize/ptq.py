@@ -22,7 +22,7 @@ from vitdeploy.quantize.int8 import Places, all_params, default_plan, find_place
 from vitdeploy.quantize.observe import TensorStatistics
 from vitdeploy.quantize.options import Int8Options
 from vitdeploy.quantize.rounding import gather, rounding
-from vitdeploy.quantize.rows import sample
+from vitdeploy.quantize.rows import Samples, sample
 from vitdeploy.quantize.schemes import Scheme
 from vitdeploy.quantize.targets import Target, find_targets, to_gemm
 
@@ -111,7 +111,7 @@ def to_int8(
     plan = default_plan(targets)
     plan |= {t.name: "int8" for t in targets if options.attention and t.axis is None}
     plan |= dict.fromkeys(kept, "float")
-    weighted = [target for target in targets if plan[target.name] == "int8" and target.axis is not None]
+    weighted = _weighted(targets, plan)
     if not weighted:
         raise UnsupportedModel("Nothing is left for int8 in this graph: no product with constant weights.")
     even = equalize(
@@ -127,27 +127,13 @@ def to_int8(
     plan = {even.renamed.get(name, name): precision for name, precision in plan.items()}
     kept = [even.renamed.get(name, name) for name in kept]
     targets = find_targets(model, scheme)
-    weighted = [target for target in targets if plan[target.name] == "int8" and target.axis is not None]
     places = find_places(targets, plan, scheme)
     statistics, seen = _statistics(model, places, images, threads, progress)
-    ranges = _ranges(places, statistics, scheme, "mse" if options.method == "output" else options.method)
-    if options.method == "output":
-        reading = readers(places, weighted)
-        rows = sample(model, [target for group in reading.values() for target in group], few, threads=threads)
-        ranges |= output_ranges(reading, rows, ranges, scheme, centred=options.correct_bias)
-    wanted: Mapping[str, np.ndarray] = {}
-    if options.correct_bias:
-        wanted = mean_outputs(model, {t.name: t.channels for t in weighted}, few, threads=threads)
-    learned = None
-    if options.rounding == "learned":
-        moments = gather(model, weighted, all_params(places, ranges, scheme), few, threads=threads)
-        learned = rounding(moments, scheme.weight_peak)
+    read = _weighted(targets, plan)
+    ranges = _ranges(places, read, statistics, scheme, options, lambda some: sample(model, some, few, threads=threads))
     work = macs(model).nodes
     ops = [_described(target, plan, work, kept) for target in targets]
-    insert(model, targets, plan, places, ranges, scheme, learned)
-    if options.correct_bias:
-        correct_biases(model, {name: wanted[name] for name in correctable(model)}, few, threads=threads)
-        sweep(model)
+    _write(model, targets, plan, places, ranges, few, scheme, options, threads)
     total, integer = sum(op["macs"] for op in ops), sum(op["macs"] for op in ops if op["precision"] == "int8")
     after = parameters(model)[1]
     return Int8Report(
@@ -155,17 +141,60 @@ def to_int8(
     )
 
 
+def _write(
+    model: ir.Model,
+    targets: Sequence[Target],
+    plan: Mapping[str, str],
+    places: Places,
+    ranges: Mapping[str, Range],
+    few: Sequence[np.ndarray],
+    scheme: Scheme,
+    options: Int8Options,
+    threads: int,
+) -> None:
+    """Q/DQ into the graph, with weights rounded and biases corrected as the options say."""
+    weighted = _weighted(targets, plan)
+    wanted: Mapping[str, np.ndarray] = {}
+    if options.correct_bias:
+        wanted = mean_outputs(model, {t.name: t.channels for t in weighted}, few, threads=threads)
+    learned = None
+    if options.rounding == "learned":
+        moments = gather(model, weighted, all_params(places, ranges, scheme), few, threads=threads)
+        learned = rounding(moments, scheme.weight_peak)
+    insert(model, targets, plan, places, ranges, scheme, learned)
+    if options.correct_bias:
+        correct_biases(model, {name: wanted[name] for name in correctable(model)}, few, threads=threads)
+        sweep(model)
+
+
+def _weighted(targets: Sequence[Target], plan: Mapping[str, str]) -> list[Target]:
+    """Those with constant weights that will be int8."""
+    return [target for target in targets if plan[target.name] == "int8" and target.axis is not None]
+
+
 def _ranges(
-    places: Places, statistics: Mapping[str, TensorStatistics], scheme: Scheme, method: str
+    places: Places,
+    targets: Sequence[Target],
+    statistics: Mapping[str, TensorStatistics],
+    scheme: Scheme,
+    options: Int8Options,
+    rows: Callable[[Sequence[Target]], Samples],
 ) -> dict[str, Range]:
     """What each quantised value covers. What a product writes is judged behind the function that reads it."""
     through = {name: seen_through(value) for name, value in places.outputs.items()}
-    return {
+    output = options.method == "output"
+    method = "mse" if output else options.method
+    found = {
         name: find_range(
             statistics[name], method, symmetric=scheme.symmetric, levels=scheme.levels, through=through.get(name)
         )
         for name in (*places.inputs, *places.outputs)
     }
+    if output:
+        reading = readers(places, targets)
+        chosen = rows([target for products in reading.values() for target in products])
+        found |= output_ranges(reading, chosen, found, scheme, centred=options.correct_bias)
+    return found
 
 
 def _kept(targets: Sequence[Target], patterns: Sequence[str]) -> list[str]:

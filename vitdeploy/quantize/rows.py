@@ -34,9 +34,7 @@ class Samples:
     extremes: Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
-def sample(
-    model: ir.Model, targets: Sequence[Target], batches: Sequence[np.ndarray], *, threads: int = 0
-) -> Samples:
+def sample(model: ir.Model, targets: Sequence[Target], batches: Sequence[np.ndarray], *, threads: int = 0) -> Samples:
     """Rows of what each product reads in the float graph, evenly over the images: the same for the same images.
 
     Args:
@@ -171,7 +169,7 @@ def spread_inputs(target: Target, channels: np.ndarray) -> np.ndarray:
 
 
 def power(y: np.ndarray, centred: bool) -> float:
-    """The sum of squares of products (groups, rows, outputs); of what differs from the mean, where that is corrected."""
+    """The sum of squares of products (groups, rows, outputs); with `centred`, of what differs from the mean row."""
     rows = y.shape[1]
     square = float(np.vdot(y, y))
     if centred:
