@@ -191,8 +191,11 @@ def export(
     ] = False,
     calib_images: Annotated[int, typer.Option(min=1, help="int8: how many images at most, evenly spread.")] = 256,
     calib_method: Annotated[
-        str, typer.Option(help="int8: activation ranges by mse, minmax, percentile or entropy.")
-    ] = "mse",
+        str, typer.Option(help="int8: activation ranges by output, mse, minmax, percentile or entropy.")
+    ] = "output",
+    equalize: Annotated[
+        str, typer.Option(help="int8: scale channels to fit one step: auto, none, smoothquant, repq, cross-layer.")
+    ] = "auto",
     rounding: Annotated[str, typer.Option(help="int8: weights to nearest, or learned from the images.")] = "nearest",
     no_bias_correction: Annotated[
         bool, typer.Option("--no-bias-correction", help="int8: leave means as rounding shifts them.")
@@ -273,7 +276,7 @@ def export(
         calib_images=calib_images,
         strict=strict,
         sensitivity=sensitivity,
-        int8=Int8Options(calib_method, not no_bias_correction, rounding, keep=tuple(keep or ())),
+        int8=Int8Options(calib_method, not no_bias_correction, rounding, keep=tuple(keep or ()), equalize=equalize),
         scheme=scheme,
         tolerance=tolerance,
         bench=bench,

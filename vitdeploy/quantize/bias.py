@@ -76,22 +76,29 @@ def correct_biases(
         name = node.outputs[0].name or ""
         if name not in axes:
             continue
-        made = [out.name or "" for inner in nodes[start:stop] for out in inner.outputs if out.name]
-        kept = [name for name in made if last_use.get(name, -1) >= stop or name == node.outputs[0].name]
-        run = _stretch(model, nodes[start:stop], list(alive[0]), kept, threads)
-        alive = [run(values) for values in alive]
-        means = [np.moveaxis(v[name], axes[name], -1).reshape(-1, wanted[name].size).mean(0, np.float64) for v in alive]
-        off = wanted[name] - np.average(means, axis=0, weights=[v[name].size for v in alive])
+        product = [one for one in nodes[start:stop] if one is node or _only_feeds(one, node)]
+        before = [one for one in nodes[start:stop] if one not in product]
+        made = [out.name or "" for one in before for out in one.outputs if last_use.get(out.name, -1) >= stop - 1]
+        if made:
+            run = _stretch(model, before, list(alive[0]), made, threads)
+            alive = [run(values) for values in alive]
+        run = _stretch(model, product, list(alive[0]), [name], threads)
+        found = [run(values) for values in alive]
+        means = [np.moveaxis(v[name], axes[name], -1).reshape(-1, wanted[name].size).mean(0, np.float64) for v in found]
+        off = wanted[name] - np.average(means, axis=0, weights=[v[name].size for v in found])
         moved[name] = float(np.linalg.norm(off) / max(np.linalg.norm(wanted[name]), 1e-12))
         _shift(node, off)
-        shape = [1] * alive[0][name].ndim
-        shape[axes[name]] = -1
-        for values in alive:
-            values[name] = values[name] + off.astype(np.float32).reshape(shape)
-            for old in [old for old in values if last_use.get(old, -1) < stop]:
-                del values[old]
+        # Again, not shifted by hand: one value that rounds the other way changes a thousand behind it.
+        run = _stretch(model, product, list(alive[0]), [name], threads)
+        alive = [{k: v for k, v in run(values).items() if last_use.get(k, -1) >= stop} for values in alive]
         start = stop
     return moved
+
+
+def _only_feeds(node: ir.Node, product: ir.Node) -> bool:
+    """Whether a node makes nothing but the product's weight or bias."""
+    constants = all(value is None or value.is_initializer() for value in node.inputs)
+    return constants and all(user is product for out in node.outputs for user, _ in out.uses())
 
 
 def _stretch(

@@ -52,22 +52,32 @@ def calibrate(
     done = 0
     with Probe(model, list(axes), threads=threads) as probe:
         for batch in batches:
-            if not np.isfinite(batch).all():
-                raise UsageError(f"Calibration image {done + int(_first_bad(batch))} has NaN or Inf.")
+            check_images(batch, done)
             step = fixed or len(batch)
             for start in range(0, len(batch), step):
                 for name, value in probe.run({feed: batch[start : start + step]}):
                     if not found[name].update(value):
-                        raise UsageError(
-                            f"While calibrating, the model gives NaN or Inf in '{name}'.",
-                            fix="Check the checkpoint and the images.",
-                        )
+                        raise not_finite(name)
             done += len(batch)
             if progress is not None:
                 progress(done)
     if not done:
         raise UsageError("There are no calibration images.")
     return found
+
+
+def check_images(batch: np.ndarray, done: int) -> None:
+    """Raise UsageError on NaN or Inf in these images, of which `done` came before."""
+    good = np.isfinite(batch).reshape(len(batch), -1).all(axis=1)
+    if not good.all():
+        raise UsageError(f"Calibration image {done + int(np.argmin(good))} has NaN or Inf.")
+
+
+def not_finite(name: str) -> UsageError:
+    """What to say when a tensor is not finite."""
+    return UsageError(
+        f"While calibrating, the model gives NaN or Inf in '{name}'.", fix="Check the checkpoint and the images."
+    )
 
 
 def digest_of(model: ir.Model) -> str:
@@ -137,7 +147,3 @@ def _read(file: Mapping[str, np.ndarray], i: int) -> TensorStatistics:
     if plain["counts"].shape != (BINS,):
         raise ValueError("another format")
     return TensorStatistics(**plain)
-
-
-def _first_bad(batch: np.ndarray) -> int:
-    return int(np.flatnonzero(~np.isfinite(batch).reshape(len(batch), -1).all(axis=1))[0])

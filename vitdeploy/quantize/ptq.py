@@ -4,32 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.errors import UnsupportedModel
+from vitdeploy.errors import UnsupportedModel, UsageError
 from vitdeploy.graph.edit import sweep
 from vitdeploy.graph.ops import macs, parameters
 from vitdeploy.quantize.bias import correct_biases, correctable, mean_outputs
-from vitdeploy.quantize.calibrate import cache_key, cached, calibrate, remember
+from vitdeploy.quantize.calibrate import cache_key, cached, calibrate, check_images, remember
 from vitdeploy.quantize.clip import Range, find_range
+from vitdeploy.quantize.clip_output import output_ranges, readers
+from vitdeploy.quantize.equalize import Equalized, equalize
 from vitdeploy.quantize.fp16 import Fp16Report, to_fp16
 from vitdeploy.quantize.int8 import Places, all_params, default_plan, find_places, insert, seen_through
 from vitdeploy.quantize.observe import TensorStatistics
 from vitdeploy.quantize.options import Int8Options
 from vitdeploy.quantize.rounding import gather, rounding
+from vitdeploy.quantize.rows import Samples, sample
 from vitdeploy.quantize.schemes import Scheme
 from vitdeploy.quantize.sensitivity import Sensitivity, sensitivities
 from vitdeploy.quantize.targets import Target, find_targets, matching, to_gemm
 
 BATCH = 8  # images run at once where the graph's batch is dynamic
-BIAS_IMAGES = 64  # enough for means: each image gives a row a token
 SENSITIVITY_IMAGES = 8
-NOTHING = "Nothing is left for int8 in this graph: no product with constant weights."
 HALF_IMAGES = 8  # that what fp16 can hold is measured on
+FEW = 64  # images that are enough for means and for samples of rows: each gives a row a token
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Int8Report:
         options: as they were given.
         images: calibration images that were read; source and digest: where from, and of what.
         ops: each product: its label, op type, precision, MACs, and why it is in float where it is.
+        equalized: each site whose channels were scaled or moved: the layer that writes it, technique, range of factors,
+            and the relative error of the products that read it, before and after.
         macs: of all products; int8_macs: of those in int8.
         weight_bytes_before, weight_bytes_after: of all weights.
         fp16: what was done to the rest, where the scheme wants it in fp16.
@@ -56,6 +59,7 @@ class Int8Report:
     int8_macs: int
     weight_bytes_before: int
     weight_bytes_after: int
+    equalized: Sequence[Mapping[str, Any]] = ()
     fp16: Fp16Report | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -106,37 +110,29 @@ def to_int8(
     options.check()
     scheme.check_opset(model.opset_imports.get("", model.opset_imports.get("ai.onnx", 1)))
     before = parameters(model)[1]
-    if scheme.linear == "Gemm":
-        to_gemm(model)
-    targets = find_targets(model, scheme)
-    kept = matching(targets, options.keep)
-    plan = default_plan(targets)
-    plan |= {t.name: "int8" for t in targets if options.attention and t.axis is None}
-    plan |= dict.fromkeys(kept, "float")
-    weighted = [target for target in targets if plan[target.name] == "int8" and target.axis is not None]
-    if not weighted:
-        raise UnsupportedModel(NOTHING)
-    places = find_places(targets, plan, scheme)
-    statistics, seen = _statistics(model, places, images, threads, progress)
-    ranges = _ranges(places, statistics, scheme, options.method)
-    few = _some(images, model)
-    wanted: Mapping[str, np.ndarray] = {}
-    if options.correct_bias:
-        wanted = mean_outputs(model, {t.name: t.channels for t in weighted}, few(), threads=threads)
-    learned = None
-    if options.rounding == "learned":
-        moments = gather(model, weighted, all_params(places, ranges, scheme), few(), BIAS_IMAGES, threads=threads)
-        learned = rounding(moments, scheme.weight_peak)
+    found = _prepare(model, images, scheme, options, threads, progress)
     work = macs(model).nodes
-    ops = [_described(target, plan, work, kept) for target in targets]
-    insert(model, targets, plan, places, ranges, scheme, learned)
-    if options.correct_bias:
-        correct_biases(model, {name: wanted[name] for name in correctable(model)}, few(), threads=threads)
-        sweep(model)
+    ops = []
+    for target in found.targets:
+        precision, reason = _precision(target, found)
+        ops.append(target.described(precision, work, reason))
+    _write(model, found, scheme, options, threads)
     total, integer = sum(op["macs"] for op in ops), sum(op["macs"] for op in ops if op["precision"] == "int8")
-    half = to_fp16(model, list(islice(few(), -(-HALF_IMAGES // _batch(model))))) if scheme.rest == "fp16" else None
-    sizes = before, parameters(model)[1]
-    return Int8Report(scheme.name, options, seen, images.source, images.digest, ops, total, integer, *sizes, half)
+    half = to_fp16(model, found.few[: -(-HALF_IMAGES // _batch(model))]) if scheme.rest == "fp16" else None
+    return Int8Report(
+        scheme=scheme.name,
+        options=options,
+        images=found.seen,
+        source=images.source,
+        digest=images.digest,
+        ops=ops,
+        macs=total,
+        int8_macs=integer,
+        weight_bytes_before=before,
+        weight_bytes_after=parameters(model)[1],
+        equalized=found.even.sites,
+        fp16=half,
+    )
 
 
 def measure_sensitivity(
@@ -159,31 +155,127 @@ def measure_sensitivity(
     options = options or Int8Options()
     options.check()
     model = model.clone()
+    found = _prepare(model, images, scheme, options, threads, None)
+    chosen = _weighted(found.targets, found.plan)
+    few = found.few[: -(-SENSITIVITY_IMAGES // _batch(model))]
+    return sensitivities(model, chosen, found.places, found.ranges, scheme, few, threads=threads, progress=progress)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is known before the first Q/DQ is written.
+
+    Attributes:
+        targets: found in the graph as equalisation left it; plan: 'int8' or 'float' for each, by name.
+        kept: names of those that the user wants in float.
+        places, ranges: what gets Q/DQ, and the range that it covers.
+        few: some of the images, as the graph takes them.
+        seen: images that the sweep read.
+        even: what was equalised.
+    """
+
+    targets: Sequence[Target]
+    plan: Mapping[str, str]
+    kept: Sequence[str]
+    places: Places
+    ranges: Mapping[str, Range]
+    few: Sequence[np.ndarray]
+    seen: int
+    even: Equalized
+
+
+def _prepare(
+    model: ir.Model,
+    images: Images,
+    scheme: Scheme,
+    options: Int8Options,
+    threads: int,
+    progress: Callable[[int], None] | None,
+) -> Prepared:
+    """Equalise the graph, in place, and choose ranges."""
     if scheme.linear == "Gemm":
         to_gemm(model)
+    few = _some(images, model)
     targets = find_targets(model, scheme)
-    plan = default_plan(targets) | dict.fromkeys(matching(targets, options.keep), "float")
-    chosen = [target for target in targets if plan[target.name] == "int8"]
-    if not chosen:
-        raise UnsupportedModel(NOTHING)
+    kept = matching(targets, options.keep)
+    plan = default_plan(targets)
+    plan |= {t.name: "int8" for t in targets if options.attention and t.axis is None}
+    plan |= dict.fromkeys(kept, "float")
+    weighted = _weighted(targets, plan)
+    if not weighted:
+        raise UnsupportedModel("Nothing is left for int8 in this graph: no product with constant weights.")
+    even = equalize(
+        model,
+        weighted,
+        options.equalizers,
+        scheme,
+        few,
+        clipped=options.method != "minmax",
+        centred=options.correct_bias,
+        threads=threads,
+    )
+    plan = {even.renamed.get(name, name): precision for name, precision in plan.items()}
+    kept = [even.renamed.get(name, name) for name in kept]
+    targets = find_targets(model, scheme)
     places = find_places(targets, plan, scheme)
-    statistics, _ = _statistics(model, places, images, threads, None)
-    ranges = _ranges(places, statistics, scheme, options.method)
-    few = islice(_some(images, model)(), -(-SENSITIVITY_IMAGES // _batch(model)))
-    return sensitivities(model, chosen, places, ranges, scheme, few, threads=threads, progress=progress)
+    statistics, seen = _statistics(model, places, images, threads, progress)
+    read = _weighted(targets, plan)
+    ranges = _ranges(places, read, statistics, scheme, options, lambda some: sample(model, some, few, threads=threads))
+    return Prepared(targets, plan, kept, places, ranges, few, seen, even)
+
+
+def _write(model: ir.Model, found: Prepared, scheme: Scheme, options: Int8Options, threads: int) -> None:
+    """Q/DQ into the graph, with weights rounded and biases corrected as the options say."""
+    weighted = _weighted(found.targets, found.plan)
+    wanted: Mapping[str, np.ndarray] = {}
+    if options.correct_bias:
+        wanted = mean_outputs(model, {t.name: t.channels for t in weighted}, found.few, threads=threads)
+    learned = None
+    if options.rounding == "learned":
+        moments = gather(model, weighted, all_params(found.places, found.ranges, scheme), found.few, threads=threads)
+        learned = rounding(moments, scheme.weight_peak)
+    insert(model, found.targets, found.plan, found.places, found.ranges, scheme, learned)
+    if options.correct_bias:
+        correct_biases(model, {name: wanted[name] for name in correctable(model)}, found.few, threads=threads)
+        sweep(model)
+
+
+def _precision(target: Target, found: Prepared) -> tuple[str, str]:
+    """'int8' or 'float', and why it is in float."""
+    if found.plan[target.name] == "int8":
+        return "int8", ""
+    asked = "asked for" if target.name in found.kept else ""
+    return "float", asked or target.unfit or "the product of two activations: quantising both costs more than it saves"
+
+
+def _weighted(targets: Sequence[Target], plan: Mapping[str, str]) -> list[Target]:
+    """Those with constant weights that will be int8."""
+    return [target for target in targets if plan[target.name] == "int8" and target.axis is not None]
 
 
 def _ranges(
-    places: Places, statistics: Mapping[str, TensorStatistics], scheme: Scheme, method: str
+    places: Places,
+    targets: Sequence[Target],
+    statistics: Mapping[str, TensorStatistics],
+    scheme: Scheme,
+    options: Int8Options,
+    rows: Callable[[Sequence[Target]], Samples],
 ) -> dict[str, Range]:
     """What each quantised value covers. What a product writes is judged behind the function that reads it."""
     through = {name: seen_through(value) for name, value in places.outputs.items()}
-    return {
+    output = options.method == "output"
+    method = "mse" if output else options.method
+    found = {
         name: find_range(
             statistics[name], method, symmetric=scheme.symmetric, levels=scheme.levels, through=through.get(name)
         )
         for name in (*places.inputs, *places.outputs)
     }
+    if output:
+        reading = readers(places, targets)
+        chosen = rows([target for products in reading.values() for target in products])
+        found |= output_ranges(reading, chosen, found, scheme, centred=options.correct_bias)
+    return found
 
 
 def _statistics(
@@ -221,22 +313,20 @@ def _whole(batches: Iterable[np.ndarray], model: ir.Model) -> Iterator[np.ndarra
         yield batch if len(batch) >= size else batch[np.arange(size) % len(batch)]
 
 
-def _some(images: Images, model: ir.Model) -> Callable[[], Iterable[np.ndarray]]:
-    """A pass over the first images, as many as means need."""
+def _some(images: Images, model: ir.Model) -> list[np.ndarray]:
+    """Some of the images, evenly spread, in batches as the graph takes them: they may be sorted by class.
+
+    Raises UsageError on NaN or Inf in any image.
+    """
     size = _batch(model)
-    return lambda: _whole(islice(images.batches(size), -(-BIAS_IMAGES // size)), model)
-
-
-def _described(target: Target, plan: Mapping[str, str], work: Mapping[str, int], kept: Sequence[str]) -> dict[str, Any]:
-    integer = plan[target.name] == "int8"
-    reason = ""
-    if not integer:
-        asked = "asked for" if target.name in kept else ""
-        reason = asked or target.unfit or "the product of two activations: quantising both costs more than it saves"
-    return {
-        "label": target.label,
-        "op_type": target.node.op_type,
-        "precision": "int8" if integer else "float",
-        "macs": work.get(target.node.name or target.name, 0),
-        "reason": reason,
-    }
+    chosen = set(np.linspace(0, images.count - 1, min(FEW, images.count)).round().astype(int).tolist())
+    found: list[np.ndarray] = []
+    done = 0
+    for batch in images.batches(size):
+        check_images(batch, done)
+        found += [image.copy() for i, image in enumerate(batch, done) if i in chosen]
+        done += len(batch)
+    if not found:
+        raise UsageError("There are no calibration images.")
+    parts = max(-(-len(found) // size), min(2, len(found)))
+    return list(_whole((np.stack(found[i::parts]) for i in range(parts)), model))  # each batch spread evenly too

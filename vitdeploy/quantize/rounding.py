@@ -8,15 +8,15 @@ float ones (Li et al. 2025, "GPTAQ", arXiv:2504.02692). The mean is left to the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.graph.edit import integer, ints
 from vitdeploy.graph.run import Probe
 from vitdeploy.quantize.int8 import QuantParams, Rounding, along
+from vitdeploy.quantize.rows import matrix, patches, positions, sizes, tensor, whole
 from vitdeploy.quantize.targets import Target
 
 ROWS_PER_WIDTH = 24  # rows to see for each input of a product
@@ -61,8 +61,7 @@ def gather(
     model: ir.Model,
     targets: Sequence[Target],
     params: Mapping[str, QuantParams],
-    batches: Iterable[np.ndarray],
-    images: int,
+    batches: Sequence[np.ndarray],
     *,
     threads: int = 0,
 ) -> dict[str, Moments]:
@@ -70,36 +69,22 @@ def gather(
 
     Args:
         params: of each activation that is quantised.
-        batches: float32 (N, C, H, W), `images` in all; N is a multiple of the graph's fixed batch.
+        batches: float32 (N, C, H, W); N is a multiple of the graph's fixed batch.
     """
-    found = {target.name: Moments.zeros(*_sizes(target)) for target in targets}
+    found = {target.name: Moments.zeros(*sizes(target)) for target in targets}
     names = list(dict.fromkeys(target.activations[0].name or "" for target in targets))
     feed = model.graph.inputs[0].name or ""
-    shape = model.graph.inputs[0].shape
-    fixed = shape[0] if shape is not None and isinstance(shape[0], int) else None
+    images = sum(map(len, batches))
     rng = np.random.Generator(np.random.PCG64(0))
     with Probe(model, names, threads=threads) as probe:
-        for batch in batches:
-            step = fixed or len(batch)
-            for start in range(0, len(batch), step):
-                share = step / images
-                for name, value in probe.run({feed: batch[start : start + step]}):
-                    quantised = params[name].apply(value)
-                    for target in targets:
-                        if target.activations[0].name == name:
-                            _add(found[target.name], target, value, quantised, share, rng)
+        for batch in whole(model, batches):
+            share = len(batch) / images
+            for name, value in probe.run({feed: batch}):
+                quantised = params[name].apply(value)
+                for target in targets:
+                    if target.activations[0].name == name:
+                        _add(found[target.name], target, value, quantised, share, rng)
     return found
-
-
-def _sizes(target: Target) -> tuple[int, int]:
-    w = target.node.inputs[1]
-    assert w is not None
-    assert w.shape is not None
-    shape = [int(n) for n in w.shape]  # type: ignore[arg-type]
-    if target.node.op_type == "Conv":
-        return integer(target.node, "group", 1), int(np.prod(shape[1:]))
-    assert target.axis is not None
-    return 1, shape[1 - target.axis]
 
 
 def _add(
@@ -113,49 +98,10 @@ def _add(
         moments.add(exact.reshape(1, -1, width)[:, chosen], quantised.reshape(1, -1, width)[:, chosen])
         return
     for start in range(len(exact)):
-        place = _positions(target.node, exact.shape, -(-wanted // len(exact)), rng)
+        place = positions(target.node, exact.shape, -(-wanted // len(exact)), rng)
         moments.add(
-            _patches(target.node, exact[start], groups, place), _patches(target.node, quantised[start], groups, place)
+            patches(target.node, exact[start], groups, place), patches(target.node, quantised[start], groups, place)
         )
-
-
-def _window(node: ir.Node) -> tuple[list[int], list[int], list[int], list[int]]:
-    """Kernel, strides, dilations and pads of a two-dimensional Conv."""
-    w = node.inputs[1]
-    assert w is not None
-    assert w.shape is not None
-    kernel = [int(n) for n in w.shape[2:]]  # type: ignore[arg-type]
-    return (
-        kernel,
-        ints(node, "strides") or [1, 1],
-        ints(node, "dilations") or [1, 1],
-        ints(node, "pads") or [0, 0, 0, 0],
-    )
-
-
-def _positions(
-    node: ir.Node, shape: tuple[int, ...], wanted: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Some output places of a Conv: rows and columns of the windows' corners in the padded input."""
-    kernel, strides, dilations, pads = _window(node)
-    sizes = [
-        (shape[2 + i] + pads[i] + pads[2 + i] - dilations[i] * (kernel[i] - 1) - 1) // strides[i] + 1 for i in range(2)
-    ]
-    count = sizes[0] * sizes[1]
-    chosen = np.arange(count) if count <= wanted else rng.choice(count, wanted, replace=False)
-    return chosen // sizes[1] * strides[0], chosen % sizes[1] * strides[1]
-
-
-def _patches(node: ir.Node, image: np.ndarray, groups: int, place: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """What the Conv multiplies at these places: float32 (groups, places, channels a group x kernel)."""
-    kernel, _, dilations, pads = _window(node)
-    padded = np.pad(image, ((0, 0), (pads[0], pads[2]), (pads[1], pads[3])))
-    rows = place[0][:, None, None] + (np.arange(kernel[0]) * dilations[0])[None, :, None]
-    columns = place[1][:, None, None] + (np.arange(kernel[1]) * dilations[1])[None, None, :]
-    found = padded[:, rows, columns]  # (C, places, kh, kw)
-    channels = len(image) // groups
-    found = found.reshape(groups, channels, len(place[0]), -1).transpose(0, 2, 1, 3)
-    return np.ascontiguousarray(found.reshape(groups, len(place[0]), -1))
 
 
 def rounding(moments: Mapping[str, Moments], peak: int) -> Rounding:
@@ -168,24 +114,9 @@ def rounding(moments: Mapping[str, Moments], peak: int) -> Rounding:
             return np.clip(np.rint(w / along(step, target.axis, w.ndim)), -peak, peak).astype(np.int8)
         unit = step.astype(np.float64).reshape(len(known.exact), 1, -1)
         centred = len(target.node.inputs) > 2 and target.node.inputs[2] is not None
-        return _tensor(target, _round(_matrix(target, w), unit, known, peak, centred=centred), w.shape)
+        return tensor(target, _round(matrix(target, w), unit, known, peak, centred=centred), w.shape)
 
     return rounded
-
-
-def _matrix(target: Target, w: np.ndarray) -> np.ndarray:
-    """The weight as float64 (groups, K, outputs a group)."""
-    if target.node.op_type == "Conv":
-        groups = integer(target.node, "group", 1)
-        return w.astype(np.float64).reshape(groups, len(w) // groups, -1).transpose(0, 2, 1)
-    return (w if target.axis == 1 else w.T).astype(np.float64)[None]
-
-
-def _tensor(target: Target, matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The inverse of `_matrix`, for int8."""
-    if target.node.op_type == "Conv":
-        return np.ascontiguousarray(matrix.transpose(0, 2, 1)).reshape(shape)
-    return np.ascontiguousarray(matrix[0] if target.axis == 1 else matrix[0].T)
 
 
 def _round(w: np.ndarray, step: np.ndarray, moments: Moments, peak: int, *, centred: bool) -> np.ndarray:

@@ -126,8 +126,8 @@ BOUNDS: Mapping[str, Bounds] = MappingProxyType(
             rel_max=0.4,
             rel_l2=0.25,
             cosine=0.97,
-            reason="8 bits leave each activation an error of about 1 %, which adds up over the depth: trained models end "
-            "at 0.02 to 0.05, LeViT with random weights at 0.18; accuracy is what `vitdeploy eval` measures",
+            reason="8 bits leave each activation an error of about 1 %, which adds up over the depth: trained models "
+            "end at 0.02 to 0.05, LeViT with random weights at 0.18; accuracy is what `vitdeploy eval` measures",
         ),
         "int8+bf16": Bounds(
             rel_max=0.4,

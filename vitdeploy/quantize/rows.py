@@ -1,0 +1,177 @@
+"""What a product multiplies: rows of activations (of a convolution, its windows) and its weight as a matrix.
+
+Products with groups are a batch of matrices: activations (groups, rows, K), weights (groups, K, outputs a group).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from vitdeploy.graph.edit import integer, ints
+from vitdeploy.graph.run import Probe
+from vitdeploy.quantize.calibrate import not_finite
+from vitdeploy.quantize.targets import Target
+
+ROWS = 256  # of each product's inputs that a sample holds
+
+Place = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Some rows of every product's input, and the extremes of each channel over all rows.
+
+    Attributes:
+        rows: float32 (groups, rows, K) by the product's name; products that read alike share them.
+        extremes: the least and the largest, float32 (channels,) each, by the tensor's name.
+    """
+
+    rows: Mapping[str, np.ndarray]
+    extremes: Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+
+def sample(model: ir.Model, targets: Sequence[Target], batches: Sequence[np.ndarray], *, threads: int = 0) -> Samples:
+    """Rows of what each product reads in the float graph, evenly over the images: the same for the same images.
+
+    Args:
+        batches: float32 (N, C, H, W); N is a multiple of the graph's fixed batch.
+
+    Raises:
+        UsageError: NaN or Inf in one of the tensors.
+    """
+    images = sum(map(len, batches))
+    readings = {target.name: _reading(target) for target in targets}
+    kinds = {reading: target for target in reversed(targets) for reading in [readings[target.name]]}
+    parts: dict[tuple[object, ...], list[np.ndarray]] = {reading: [] for reading in kinds}
+    extremes: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    rng = np.random.Generator(np.random.PCG64(0))
+    names = list(dict.fromkeys(str(reading[0]) for reading in kinds))
+    feed = model.graph.inputs[0].name or ""
+    with Probe(model, names, threads=threads) as probe:
+        for batch in whole(model, batches):
+            wanted = -(-ROWS * len(batch) // images)
+            for name, value in probe.run({feed: batch}):
+                if not np.isfinite(value).all():
+                    raise not_finite(name)
+                for reading, target in kinds.items():
+                    if reading[0] == name:
+                        parts[reading].append(rows_of(target, value, wanted, rng))
+                        others = tuple(i for i in range(value.ndim) if i != target.channels % value.ndim)
+                        low, high = value.min(axis=others), value.max(axis=others)
+                        before = extremes.get(name, (low, high))
+                        extremes[name] = np.minimum(before[0], low), np.maximum(before[1], high)
+    together = {reading: np.concatenate(found, axis=1) for reading, found in parts.items()}
+    return Samples({name: together[reading] for name, reading in readings.items()}, extremes)
+
+
+def whole(model: ir.Model, batches: Iterable[np.ndarray]) -> Iterable[np.ndarray]:
+    """Batches cut to the graph's fixed batch size, where it has one."""
+    shape = model.graph.inputs[0].shape
+    fixed = shape[0] if shape is not None and isinstance(shape[0], int) else None
+    for batch in batches:
+        step = fixed or len(batch)
+        yield from (batch[start : start + step] for start in range(0, len(batch), step))
+
+
+def _reading(target: Target) -> tuple[object, ...]:
+    """The tensor that a product reads, and of a convolution how."""
+    name = target.activations[0].name or ""
+    if target.node.op_type != "Conv":
+        return (name,)
+    return (name, integer(target.node, "group", 1), *map(tuple, window(target.node)))
+
+
+def rows_of(target: Target, value: np.ndarray, wanted: int, rng: np.random.Generator) -> np.ndarray:
+    """About so many rows of a product's input, drawn without replacement: (groups, rows, K)."""
+    groups, width = sizes(target)
+    if target.node.op_type != "Conv":
+        flat = value.reshape(-1, width)
+        chosen = slice(None) if len(flat) <= wanted else np.sort(rng.choice(len(flat), wanted, replace=False))
+        return flat[chosen][None]
+    each = -(-wanted // len(value))
+    found = [patches(target.node, image, groups, positions(target.node, value.shape, each, rng)) for image in value]
+    return np.concatenate(found, axis=1)
+
+
+def sizes(target: Target) -> tuple[int, int]:
+    """Groups, and K of each."""
+    w = target.node.inputs[1]
+    assert w is not None
+    assert w.shape is not None
+    shape = [int(n) for n in w.shape]  # type: ignore[arg-type]
+    if target.node.op_type == "Conv":
+        return integer(target.node, "group", 1), int(np.prod(shape[1:]))
+    assert target.axis is not None
+    return 1, shape[1 - target.axis]
+
+
+def window(node: ir.Node) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Kernel, strides, dilations and pads of a two-dimensional Conv."""
+    w = node.inputs[1]
+    assert w is not None
+    assert w.shape is not None
+    kernel = [int(n) for n in w.shape[2:]]  # type: ignore[arg-type]
+    return (
+        kernel,
+        ints(node, "strides") or [1, 1],
+        ints(node, "dilations") or [1, 1],
+        ints(node, "pads") or [0, 0, 0, 0],
+    )
+
+
+def positions(node: ir.Node, shape: tuple[int, ...], wanted: int, rng: np.random.Generator) -> Place:
+    """Some output places of a Conv: rows and columns of the windows' corners in the padded input."""
+    kernel, strides, dilations, pads = window(node)
+    counts = [
+        (shape[2 + i] + pads[i] + pads[2 + i] - dilations[i] * (kernel[i] - 1) - 1) // strides[i] + 1 for i in range(2)
+    ]
+    count = counts[0] * counts[1]
+    chosen = np.arange(count) if count <= wanted else rng.choice(count, wanted, replace=False)
+    return chosen // counts[1] * strides[0], chosen % counts[1] * strides[1]
+
+
+def patches(node: ir.Node, image: np.ndarray, groups: int, place: Place) -> np.ndarray:
+    """What the Conv multiplies at these places: float32 (groups, places, channels a group x kernel)."""
+    kernel, _, dilations, pads = window(node)
+    padded = np.pad(image, ((0, 0), (pads[0], pads[2]), (pads[1], pads[3])))
+    rows = place[0][:, None, None] + (np.arange(kernel[0]) * dilations[0])[None, :, None]
+    columns = place[1][:, None, None] + (np.arange(kernel[1]) * dilations[1])[None, None, :]
+    found = padded[:, rows, columns]  # (C, places, kh, kw)
+    channels = len(image) // groups
+    found = found.reshape(groups, channels, len(place[0]), -1).transpose(0, 2, 1, 3)
+    return np.ascontiguousarray(found.reshape(groups, len(place[0]), -1))
+
+
+def matrix(target: Target, w: np.ndarray) -> np.ndarray:
+    """The weight as float64 (groups, K, outputs a group)."""
+    if target.node.op_type == "Conv":
+        groups = integer(target.node, "group", 1)
+        return w.astype(np.float64).reshape(groups, len(w) // groups, -1).transpose(0, 2, 1)
+    return (w if target.axis == 1 else w.T).astype(np.float64)[None]
+
+
+def tensor(target: Target, found: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The inverse of `matrix`, for int8."""
+    if target.node.op_type == "Conv":
+        return np.ascontiguousarray(found.transpose(0, 2, 1)).reshape(shape)
+    return np.ascontiguousarray(found[0] if target.axis == 1 else found[0].T)
+
+
+def spread_inputs(target: Target, channels: np.ndarray) -> np.ndarray:
+    """A figure for each input channel, as one for each of the K of every group: (groups, K)."""
+    groups, width = sizes(target)
+    each = channels.reshape(groups, -1)
+    return np.repeat(each, width // each.shape[1], axis=1)
+
+
+def power(y: np.ndarray, centred: bool) -> float:
+    """The sum of squares of products (groups, rows, outputs); with `centred`, of what differs from the mean row."""
+    rows = y.shape[1]
+    square = float(np.vdot(y, y))
+    if centred:
+        square -= rows * float(np.square(y.mean(axis=1, dtype=np.float64)).sum())
+    return max(square, 1e-20)
