@@ -43,6 +43,7 @@ def quantise(graph: ir.Model, spec: ModelSpec, request: ExportRequest, steps: St
             f"{planned} of {len(report.ops)} compute ops",
             f"scheme {report.scheme}, ranges by {report.options.method}",
         ]
+        detail += [f"{len(report.equalized)} sites equalised"] if report.equalized else []
     tell_skipped(chosen, steps)
     if request.calib_random:
         steps.note(RANDOM_NOTE)
