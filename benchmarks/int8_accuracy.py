@@ -119,9 +119,9 @@ def images_of(path: Path, spec: InputSpec, limit: int) -> tuple[np.ndarray, np.n
     return preprocess_array(images[chosen], spec), labels[chosen]
 
 
-def peer(bench: Bench, ops: list[str] | None) -> dict[str, Any]:
+def peer(bench: Bench, ops: list[str] | None, *, attention: bool = True) -> dict[str, Any]:
     path = bench.folder / "peer.onnx"
-    quantize_static(bench.bare, bench.calib, path, ops)
+    quantize_static(bench.bare, bench.calib, path, ops, attention=attention)
     row = bench.score(on_onnxruntime(path, bench.threads))
     return {**row, "macs": int8_share(path), "products": ran_in_int8(path)}
 
@@ -152,6 +152,7 @@ def rows(openvino: bool, nncf: bool) -> dict[str, Callable[[Bench], dict[str, An
     """Every row, by its name."""
     found: dict[str, Callable[[Bench], dict[str, Any]]] = {
         "fp32": lambda bench: bench.score(lambda _: bench.logits),
+        "ORT quantize_static, weighted products": lambda bench: peer(bench, PRODUCTS, attention=False),
         "ORT quantize_static, products": lambda bench: peer(bench, PRODUCTS),
         "ORT quantize_static, all ops": lambda bench: peer(bench, None),
     }

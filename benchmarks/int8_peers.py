@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 
@@ -45,8 +46,13 @@ def batches(images: np.ndarray) -> Iterator[np.ndarray]:
         yield part if len(part) == BATCH else part[np.arange(BATCH) % len(part)]
 
 
-def quantize_static(bare: Path, images: np.ndarray, out: Path, ops: list[str] | None) -> None:
-    """ONNX Runtime's own static int8 of an exported file: all ops that it can quantise, or these types."""
+def quantize_static(
+    bare: Path, images: np.ndarray, out: Path, ops: list[str] | None, *, attention: bool = True
+) -> None:
+    """ONNX Runtime's own static int8 of an exported file: all ops that it can quantise, or these types.
+
+    Without `attention`, products of two activations stay in float, as they do in vitdeploy.
+    """
     from onnxruntime import quantization as q
 
     class Reader(q.CalibrationDataReader):
@@ -58,12 +64,16 @@ def quantize_static(bare: Path, images: np.ndarray, out: Path, ops: list[str] | 
 
     prepared = out.with_suffix(".prepared.onnx")
     q.shape_inference.quant_pre_process(str(bare), str(prepared))
+    graph = onnx.load(str(prepared)).graph
+    known = {initializer.name for initializer in graph.initializer}
+    both = [n.name for n in graph.node if n.op_type == "MatMul" and not known & set(n.input)]
     q.quantize_static(
         str(prepared),
         str(out),
         Reader(),
         quant_format=q.QuantFormat.QDQ,
         op_types_to_quantize=ops,
+        nodes_to_exclude=[] if attention else both,
         per_channel=True,
         activation_type=q.QuantType.QUInt8,
         weight_type=q.QuantType.QInt8,

@@ -142,8 +142,8 @@ def own(task: Task, scheme: str, options: Mapping[str, Any]) -> Run:
     return (on_openvino if scheme == "openvino" else on_onnxruntime)(path, task.threads)
 
 
-def peer(task: Task) -> Run:
-    quantize_static(task.bare, task.calib, task.folder / "peer.onnx", PRODUCTS)
+def peer(task: Task, *, attention: bool) -> Run:
+    quantize_static(task.bare, task.calib, task.folder / "peer.onnx", PRODUCTS, attention=attention)
     return on_onnxruntime(task.folder / "peer.onnx", task.threads)
 
 
@@ -153,7 +153,10 @@ def nncf_row(task: Task) -> Run:
 
 
 def rows(openvino: bool, nncf: bool) -> dict[str, Callable[[Task], Run]]:
-    found: dict[str, Callable[[Task], Run]] = {"ORT quantize_static, products": peer}
+    found: dict[str, Callable[[Task], Run]] = {
+        "ORT quantize_static, weighted products": lambda task: peer(task, attention=False),
+        "ORT quantize_static, products": lambda task: peer(task, attention=True),
+    }
     if openvino and nncf:
         found["NNCF on OpenVINO"] = nncf_row
     for label, options in OURS.items():

@@ -54,6 +54,7 @@ def quantise(
             f"{planned} of {len(report.ops)} compute ops",
             f"scheme {report.scheme}, ranges by {report.options.method}",
         ]
+        detail += [f"{len(report.equalized)} sites equalised"] if report.equalized else []
         if report.fp16 is not None:
             detail.append(f"the rest in fp16, {len(report.fp16.islands)} ops kept in fp32")
     tell_skipped(chosen, steps)
