@@ -271,7 +271,7 @@ def test_stage_goes_without_locks_only_when_it_is_old_and_its_process_is_gone(
 def test_export_succeeds_when_a_tidying_run_takes_the_newborn_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[OSError]
 ) -> None:
-    lock = staging._lock
+    lock = staging.lock_folder
     taken: list[Path] = []
 
     def steal_first(folder: Path) -> int | None:
@@ -281,7 +281,7 @@ def test_export_succeeds_when_a_tidying_run_takes_the_newborn_stage(
             raise error
         return lock(folder)
 
-    monkeypatch.setattr(staging, "_lock", steal_first)
+    monkeypatch.setattr(staging, "lock_folder", steal_first)
     export(tmp_path / "out", FIRST)
     assert taken
     assert names(tmp_path) == ["out"]

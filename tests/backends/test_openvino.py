@@ -464,6 +464,7 @@ def test_capabilities_tell_devices_apart_when_they_compute_differently(monkeypat
         "fp16": "fp16 compute on gpu:0 and gpu:1 and npu, fp32 compute on cpu",
         "bf16": "bf16 compute",
         "int8": "int8 compute",
+        "int8+bf16": "int8 compute, the rest bf16 compute",
         "int8-dynamic": "int8 compute in linear layers",
         "int8-weights": "int8 storage, fp32 compute",
         "int4-weights": "int4 storage, fp32 compute",

@@ -29,7 +29,7 @@ from vitdeploy.quantize.targets import find_targets, to_gemm
 from vitdeploy.spec import InputSpec
 
 # Random weights magnify errors, in MobileViTv2's products of products most; trained ones are in tests/models.
-NEAR = {"deit_tiny_patch16_224": 0.03, "levit_128s": 0.06, "mobilevit_xxs": 0.1, "mobilevitv2_050": 0.3}
+NEAR = {"deit_tiny_patch16_224": 0.03, "levit_128s": 0.08, "mobilevit_xxs": 0.1, "mobilevitv2_050": 0.3}
 
 
 @pytest.fixture(autouse=True)
