@@ -14,7 +14,7 @@ from test_int8 import as_images
 from vitdeploy.quantize import ptq
 from vitdeploy.quantize.clip_output import output_ranges, readers
 from vitdeploy.quantize.int8 import default_plan, find_places, quant_params
-from vitdeploy.quantize.rows import sample
+from vitdeploy.quantize.rows import power, sample
 from vitdeploy.quantize.schemes import get
 from vitdeploy.quantize.targets import find_targets
 
@@ -58,6 +58,27 @@ def test_sample_is_bounded_and_keeps_extremes_of_all_rows() -> None:
     assert found.rows[target[0].name].shape == (1, 256, 8)
     assert np.array_equal(found.extremes["r"][0], x.min(axis=0))
     assert np.array_equal(found.extremes["r"][1], x.max(axis=0))
+
+
+def test_rare_outliers_are_in_the_sample_and_each_row_stands_for_others() -> None:
+    model = product(np.ones((8, 4), np.float32))
+    x = np.abs(RNG.standard_normal((4096, 8))).astype(np.float32)
+    x[1234, 3], x[3456, 5] = 1000, 2000
+    (target,) = find_targets(model, get("openvino"))
+    found = sample(model, [target], [x[:2048], x[2048:]])
+    rows, weights = found.rows[target.name][0], found.weights[target.name]
+    assert set(rows.max(axis=1)[rows.max(axis=1) > 100]) == {1000.0, 2000.0}
+    assert weights.sum() == pytest.approx(4096)
+    want = np.square(x).sum()
+    assert power(rows[None], weights, centred=False) == pytest.approx(float(want), rel=0.05)
+
+
+def test_power_leaves_the_mean_out_when_it_will_be_corrected() -> None:
+    y, weights = RNG.standard_normal((2, 50, 3)).astype(np.float32) + 5, np.full(50, 2, np.float32)
+    whole = np.repeat(y, 2, axis=1).astype(np.float64)
+    assert power(y, weights, centred=False) == pytest.approx(float(np.square(whole).sum()), rel=1e-5)
+    off = whole - whole.mean(axis=1, keepdims=True)
+    assert power(y, weights, centred=True) == pytest.approx(float(np.square(off).sum()), rel=1e-3)
 
 
 def test_some_images_are_spread_evenly_when_they_come_sorted() -> None:

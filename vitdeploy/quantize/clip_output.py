@@ -8,13 +8,14 @@ network's loss; here it is what one layer on makes of them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from vitdeploy.graph.edit import constant
 from vitdeploy.quantize.clip import Range
-from vitdeploy.quantize.int8 import Places, quant_params
+from vitdeploy.quantize.int8 import Places, QuantParams, quant_params
 from vitdeploy.quantize.rows import Samples, matrix, power
 from vitdeploy.quantize.schemes import Scheme
 from vitdeploy.quantize.targets import Target
@@ -22,9 +23,17 @@ from vitdeploy.quantize.targets import Target
 SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5, 0.4, 0.3)  # of each end, that a search tries
 PASSES = 2  # over both ends
 
-Reading = tuple[
-    np.ndarray, np.ndarray
-]  # rows (groups, rows, K), and weights (groups, K, outputs) of all that read them
+
+@dataclass(frozen=True)
+class _Reading:
+    """Rows (groups, rows, K), how many each stands for, and the matrix (groups, K, outputs) of all that read them."""
+
+    rows: np.ndarray
+    weights: np.ndarray
+    matrix: np.ndarray
+
+    def lost(self, params: QuantParams, centred: bool) -> float:
+        return power((params.apply(self.rows) - self.rows) @ self.matrix, self.weights, centred)
 
 
 def readers(places: Places, targets: Sequence[Target]) -> dict[str, list[Target]]:
@@ -63,22 +72,25 @@ def output_ranges(
     return found
 
 
-def _parts(products: Sequence[Target], samples: Samples, centred: bool) -> list[Reading]:
+def _parts(products: Sequence[Target], samples: Samples, centred: bool) -> list[_Reading]:
     """What is read alike goes together, each product weighed by its own size."""
-    together: dict[int, tuple[np.ndarray, list[np.ndarray]]] = {}
+    together: dict[int, list[_Reading]] = {}
     for target in products:
-        w, rows = constant(target.node.inputs[1]), samples.rows[target.name]
+        w, rows, weights = constant(target.node.inputs[1]), samples.rows[target.name], samples.weights[target.name]
         assert w is not None
-        weights = matrix(target, w).astype(np.float32)
-        weights = weights / np.float32(np.sqrt(power(rows @ weights, centred)))
-        together.setdefault(id(rows), (rows, []))[1].append(weights)
-    return [(rows, np.concatenate(weights, axis=2)) for rows, weights in together.values()]
+        found = matrix(target, w).astype(np.float32)
+        found = found / np.float32(np.sqrt(power(rows @ found, weights, centred)))
+        together.setdefault(id(rows), []).append(_Reading(rows, weights, found))
+    return [
+        _Reading(parts[0].rows, parts[0].weights, np.concatenate([part.matrix for part in parts], axis=2))
+        for parts in together.values()
+    ]
 
 
-def _search(parts: Sequence[Reading], whole: Range, start: Range, scheme: Scheme, centred: bool) -> Range:
+def _search(parts: Sequence[_Reading], whole: Range, start: Range, scheme: Scheme, centred: bool) -> Range:
     def lost(found: Range) -> float:
         params = quant_params(found, scheme)
-        return sum(power((params.apply(rows) - rows) @ w, centred) for rows, w in parts)
+        return sum(part.lost(params, centred) for part in parts)
 
     if scheme.symmetric:
         peak = max(-whole[0], whole[1])

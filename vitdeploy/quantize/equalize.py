@@ -65,7 +65,7 @@ class _Reading:
 
     Attributes:
         channels: which channel of the site each channel of the tensor is.
-        rows: of the images that judge.
+        rows, weights: of the images that judge.
         seen: the least and the largest of each channel, in the images that do not.
         whole: the same in all.
         products: weight matrices (groups, K, outputs) and the products themselves.
@@ -74,6 +74,7 @@ class _Reading:
     target: Target
     channels: np.ndarray
     rows: np.ndarray
+    weights: np.ndarray
     seen: Extremes
     whole: Extremes
     products: list[tuple[np.ndarray, np.ndarray]]
@@ -144,7 +145,8 @@ def _readings(
         if target is None:
             continue
         rows, name = halves[1].rows[target.name], target.activations[0].name or ""
-        known = _Reading(target, end.channels, rows, halves[0].extremes[name], whole[name], [])
+        weights = halves[1].weights[target.name]
+        known = _Reading(target, end.channels, rows, weights, halves[0].extremes[name], whole[name], [])
         w = matrix(target, _weight(end)).astype(np.float32)
         readings.setdefault(id(rows), known).products.append((w, rows @ w))
     return list(readings.values())
@@ -232,14 +234,14 @@ def _error(
         factor, offset = (spread_inputs(reading.target, v)[:, None].astype(np.float32) for v in (scale, shift))
         x = (reading.rows - offset) / factor
         products = [
-            (_rounded(w * factor.transpose(0, 2, 1), scheme), y - offset @ w, power(y, centred))
+            (_rounded(w * factor.transpose(0, 2, 1), scheme), y - offset @ w, power(y, reading.weights, centred))
             for w, y in reading.products
         ]
         least = np.inf
         for share in shares:
             params = quant_params((min(0.0, float(low.min()) * share), max(0.0, float(high.max()) * share)), scheme)
             seen = params.apply(x)
-            lost = sum(power(seen @ w - y, centred) / size for w, y, size in products)
+            lost = sum(power(seen @ w - y, reading.weights, centred) / size for w, y, size in products)
             least = min(least, lost)
         total += least
     return total

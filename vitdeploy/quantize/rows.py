@@ -17,6 +17,7 @@ from vitdeploy.quantize.calibrate import not_finite
 from vitdeploy.quantize.targets import Target
 
 ROWS = 256  # of each product's inputs that a sample holds
+LARGEST = 4  # one row in so many is one of the largest: trained models have few outliers, and live by them
 
 Place = tuple[np.ndarray, np.ndarray]
 
@@ -27,10 +28,12 @@ class Samples:
 
     Attributes:
         rows: float32 (groups, rows, K) by the product's name; products that read alike share them.
+        weights: float32 (rows,), likewise: how many rows each stands for.
         extremes: the least and the largest, float32 (channels,) each, by the tensor's name.
     """
 
     rows: Mapping[str, np.ndarray]
+    weights: Mapping[str, np.ndarray]
     extremes: Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
@@ -46,7 +49,7 @@ def sample(model: ir.Model, targets: Sequence[Target], batches: Sequence[np.ndar
     images = sum(map(len, batches))
     readings = {target.name: _reading(target) for target in targets}
     kinds = {reading: target for target in reversed(targets) for reading in [readings[target.name]]}
-    parts: dict[tuple[object, ...], list[np.ndarray]] = {reading: [] for reading in kinds}
+    parts: dict[tuple[object, ...], list[tuple[np.ndarray, np.ndarray]]] = {reading: [] for reading in kinds}
     extremes: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     rng = np.random.Generator(np.random.PCG64(0))
     names = list(dict.fromkeys(str(reading[0]) for reading in kinds))
@@ -64,8 +67,13 @@ def sample(model: ir.Model, targets: Sequence[Target], batches: Sequence[np.ndar
                         low, high = value.min(axis=others), value.max(axis=others)
                         before = extremes.get(name, (low, high))
                         extremes[name] = np.minimum(before[0], low), np.maximum(before[1], high)
-    together = {reading: np.concatenate(found, axis=1) for reading, found in parts.items()}
-    return Samples({name: together[reading] for name, reading in readings.items()}, extremes)
+    rows = {reading: np.concatenate([part for part, _ in found], axis=1) for reading, found in parts.items()}
+    weights = {reading: np.concatenate([part for _, part in found]) for reading, found in parts.items()}
+    return Samples(
+        {name: rows[reading] for name, reading in readings.items()},
+        {name: weights[reading] for name, reading in readings.items()},
+        extremes,
+    )
 
 
 def whole(model: ir.Model, batches: Iterable[np.ndarray]) -> Iterable[np.ndarray]:
@@ -85,16 +93,34 @@ def _reading(target: Target) -> tuple[object, ...]:
     return (name, integer(target.node, "group", 1), *map(tuple, window(target.node)))
 
 
-def rows_of(target: Target, value: np.ndarray, wanted: int, rng: np.random.Generator) -> np.ndarray:
-    """About so many rows of a product's input, drawn without replacement: (groups, rows, K)."""
+def rows_of(target: Target, value: np.ndarray, wanted: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """About so many rows of a product's input, (groups, rows, K), and how many rows each stands for, (rows,).
+
+    Of a linear layer's input they are the largest ones and some of the others, of a convolution's any.
+    """
     groups, width = sizes(target)
     if target.node.op_type != "Conv":
         flat = value.reshape(-1, width)
-        chosen = slice(None) if len(flat) <= wanted else np.sort(rng.choice(len(flat), wanted, replace=False))
-        return flat[chosen][None]
+        chosen, weights = _largest_and_some(np.abs(flat).max(axis=1), wanted, rng)
+        return flat[chosen][None], weights
     each = -(-wanted // len(value))
     found = [patches(target.node, image, groups, positions(target.node, value.shape, each, rng)) for image in value]
-    return np.concatenate(found, axis=1)
+    rows = np.concatenate(found, axis=1)
+    return rows, np.ones(rows.shape[1], np.float32)
+
+
+def _largest_and_some(
+    peaks: np.ndarray, wanted: int, rng: np.random.Generator
+) -> tuple[np.ndarray | slice, np.ndarray]:
+    count = len(peaks)
+    if count <= wanted:
+        return slice(None), np.ones(count, np.float32)
+    largest = wanted // LARGEST
+    order = np.argsort(-peaks, kind="stable")
+    others = rng.choice(order[largest:], wanted - largest, replace=False)
+    weights = np.ones(wanted, np.float32)
+    weights[largest:] = (count - largest) / (wanted - largest)
+    return np.concatenate([order[:largest], others]), weights
 
 
 def sizes(target: Target) -> tuple[int, int]:
@@ -168,10 +194,10 @@ def spread_inputs(target: Target, channels: np.ndarray) -> np.ndarray:
     return np.repeat(each, width // each.shape[1], axis=1)
 
 
-def power(y: np.ndarray, centred: bool) -> float:
+def power(y: np.ndarray, weights: np.ndarray, centred: bool) -> float:
     """The sum of squares of products (groups, rows, outputs); with `centred`, of what differs from the mean row."""
-    rows = y.shape[1]
-    square = float(np.vdot(y, y))
+    square = float(np.einsum("gro,gro,r->", y, y, weights, optimize=True))
     if centred:
-        square -= rows * float(np.square(y.mean(axis=1, dtype=np.float64)).sum())
+        mean = np.einsum("gro,r->go", y, weights) / weights.sum()
+        square -= float(weights.sum()) * float(np.square(mean, dtype=np.float64).sum())
     return max(square, 1e-20)
