@@ -16,6 +16,9 @@ import pytest
 from onnx_files import assert_file_equals_eager, export_file
 from torch import nn
 
+from vitdeploy.backends.base import RunOptions
+from vitdeploy.backends.onnxruntime import OnnxRuntimeBackend
+from vitdeploy.graph.load import load
 from vitdeploy.graph.ops import op_counts
 from vitdeploy.models import catalog
 from vitdeploy.models.build import construct
@@ -173,6 +176,20 @@ def test_every_name_equals_eager(name: str, batch: Any, tmp_path: Path) -> None:
 )
 def test_other_opsets_equal_eager(name: str, opset: int, tmp_path: Path) -> None:
     check(name, shrunk(catalog.find(name)[0]), DYNAMIC, tmp_path / "model.onnx", opset)
+
+
+@pytest.mark.parametrize("batch", BATCHES, ids=label)
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "levit_256d"])
+def test_compiled_attention_is_one_op_at_opset_23_and_equals_eager(name: str, batch: Any, tmp_path: Path) -> None:
+    module, shape = build(name, shrunk(catalog.find(name)[0]), whole=False)
+    graph = export_file(module, shape, batch, tmp_path / "graph.onnx", opset=23)
+    before = op_counts(graph)
+    (path,) = OnnxRuntimeBackend().compile(graph, tmp_path, RunOptions())
+    after = op_counts(load(path))
+    assert after["Attention"] == before["Softmax"] > 0
+    assert (after["Softmax"], after["Transpose"]) == (0, before["Transpose"] - 4 * before["Softmax"])
+    assert after["Reshape"] == before["Reshape"]
+    assert_file_equals_eager(path, module, shape, *((1, 3) if isinstance(batch, tuple) else (1,)))
 
 
 @pytest.mark.usefixtures("small_mobilevitv2")

@@ -93,13 +93,16 @@ class OnnxRuntimeBackend(Backend):
         return schemes.get("onnxruntime" if _has_vnni() else "onnxruntime-avx2")
 
     def slow_in_fp16(self, options: RunOptions) -> Mapping[str, str]:
-        if (options.provider or options.device) != "cpu":
+        if not _on_cpu(options):
             return {}
         return {"Softmax": "ONNX Runtime's CPU provider spells an fp16 Softmax out in five passes over the scores"}
 
     def _compile(self, graph: ir.Model, folder: Path, options: RunOptions, precision: str) -> list[Path]:
+        from vitdeploy.export.passes.fuse_attention import fuse_attention
         from vitdeploy.graph.save import save
 
+        if _on_cpu(options):
+            fuse_attention(graph)
         return save(graph, folder / "model.onnx")
 
     def _open(self, model: Path, options: RunOptions) -> Session:
@@ -295,6 +298,10 @@ def _reason(error: BaseException) -> str:
     """The exception's text in one line, without ONNX Runtime's status prefix."""
     text = " ".join(str(error).split()) or type(error).__name__
     return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text).rstrip(". ")
+
+
+def _on_cpu(options: RunOptions) -> bool:
+    return (options.provider or options.device) == "cpu"
 
 
 def _half_on_cpu() -> str:

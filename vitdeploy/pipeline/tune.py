@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from vitdeploy.bench.timer import Turns
     from vitdeploy.models.build import Built
 
+OPSET = 23  # the first with Attention, which ONNX Runtime runs faster than its parts
 FLOATS = ("fp32", "bf16", "fp16")
 QUANTISED = (*STATIC_INT8, "int8-dynamic")
 SYNTHETIC = 64  # images, where the user has none
@@ -115,6 +116,7 @@ def tune(request: TuneRequest, listener: Listener | None = None) -> Tuned:
         VerificationFailed: the chosen plan departs from eager PyTorch.
     """
     check_tune(request)
+    request = replace(request, export=replace(request.export, opset=max(request.export.opset, OPSET)))
     backends = usable(request.backends)
     steps = Steps(listener or Listener())
     with staged(request.folder, force=request.export.force) as stage, workplace(request.folder) as folder:
