@@ -49,7 +49,8 @@ def measure_interleaved(
 
     Args:
         runs: the candidates. Each call must end when its work has ended (synchronise the device inside).
-        warmup_s: seconds of calls to each candidate before the first turn; at least one call. Not kept.
+        warmup_s: seconds of calls to each candidate before the first turn; at least one call, and where there are
+            several candidates at least settle_s. Not kept.
         duration_s: seconds of kept calls a candidate. The round in which they pass is finished.
         min_runs: kept calls of each candidate at least, however long they take.
         max_runs: kept calls of each candidate at most, however short they are.
@@ -66,8 +67,9 @@ def measure_interleaved(
         raise UsageError(f"Warm-up ({warmup_s} s) and duration ({duration_s} s) must not be negative.")
     if min_runs < 1 or (max_runs is not None and max_runs < min_runs):
         raise UsageError(f"At least {min_runs} and at most {max_runs} runs is no range of 1 or more.")
-    slowest = max(_unkept(run, warmup_s, clock) for run in runs)
     alone = len(runs) == 1
+    # Turns are sized by what is seen here: a first call alone would make them many times too short.
+    slowest = max(_unkept(run, warmup_s if alone else max(warmup_s, settle_s), clock) for run in runs)
     calls = 1 if alone or slowest <= 0 else max(1, int(min(TURN_S, duration_s / ROUNDS) / slowest))
     calls = min(calls, max_runs or calls)
     turns: list[Turns] = [[] for _ in runs]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vitdeploy.data.image_set import ImageSet, open_images, synthetic_set
 from vitdeploy.pipeline.request import ExportRequest, Steps
 from vitdeploy.quantize import schemes
-from vitdeploy.quantize.ptq import Images, measure_sensitivity, to_int8
+from vitdeploy.quantize.ptq import Images, Prepared, measure_sensitivity, prepare, to_int8
 from vitdeploy.spec import InputSpec, ModelSpec
 
 if TYPE_CHECKING:
@@ -22,9 +22,16 @@ RANDOM_NOTE = "Calibrated on synthetic images: the file's latency is real, its a
 
 
 def quantise(
-    graph: ir.Model, spec: ModelSpec, request: ExportRequest, steps: Steps, calib: ImageSet | None = None
+    graph: ir.Model,
+    spec: ModelSpec,
+    request: ExportRequest,
+    steps: Steps,
+    calib: ImageSet | None = None,
+    prepared: Prepared | None = None,
 ) -> dict[str, Any]:
     """Quantise the graph, in place, as the request says; `calib` takes the place of its images.
+
+    With `prepared`, as `ptq.to_int8` takes it, the images are not read.
 
     Returns:
         For the manifest: 'int8' with Int8Report's values, the images left out, and whether the dialect is the backend's
@@ -39,15 +46,17 @@ def quantise(
     own = registry.get(request.backend).scheme(request.run)
     scheme = own if request.scheme is None else schemes.get(request.scheme)
     chosen = calib or calibration_images(request, spec.input)
-    sensitivity = measured_sensitivity(graph, chosen, scheme, request, steps) if request.sensitivity else []
+    images = as_images(chosen)
+
+    def progress(done: int) -> None:
+        steps.listener.progress(done, len(chosen))
+
+    sensitivity = []
+    if request.sensitivity:
+        prepared = prepared or prepare(graph, images, scheme, request.int8, progress=progress)
+        sensitivity = measured_sensitivity(prepared, steps)
     with steps.step("int8") as detail:
-        report = to_int8(
-            graph,
-            as_images(chosen),
-            scheme,
-            request.int8,
-            progress=lambda done: steps.listener.progress(done, len(chosen)),
-        )
+        report = to_int8(graph, images, scheme, request.int8, prepared=prepared, progress=progress)
         planned = sum(op["precision"] == "int8" for op in report.ops)
         detail += [
             f"{report.images} images",
@@ -66,12 +75,10 @@ def quantise(
     return {"int8": int8} if half is None else {"int8": int8, "fp16": half}
 
 
-def measured_sensitivity(
-    graph: ir.Model, chosen: ImageSet, scheme: schemes.Scheme, request: ExportRequest, steps: Steps
-) -> list[dict[str, Any]]:
+def measured_sensitivity(prepared: Prepared, steps: Steps) -> list[dict[str, Any]]:
     """What int8 costs at each product alone, the dearest first."""
     with steps.step("sensitivity") as detail:
-        found = measure_sensitivity(graph, as_images(chosen), scheme, request.int8)
+        found = measure_sensitivity(prepared)
         found.sort(key=lambda one: -one.error)
         detail += [
             f"{len(found)} ops, each alone in int8",

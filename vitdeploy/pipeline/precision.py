@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from vitdeploy.data.image_set import ImageSet
+    from vitdeploy.quantize.ptq import Prepared
     from vitdeploy.verify.collect import Case
 
 RANGE_SAMPLES = 4  # images that activation ranges are measured on
@@ -30,6 +31,7 @@ class Job:
     Attributes:
         samples: what fp16 measures activation ranges on, as the graph takes them.
         calib: what int8 is calibrated on; by default the request's images.
+        prepared: the calibration itself, where it was done before on the graph that `graph` is a clone of.
     """
 
     graph: ir.Model
@@ -38,6 +40,7 @@ class Job:
     steps: Steps
     samples: Sequence[np.ndarray]
     calib: ImageSet | None = None
+    prepared: Prepared | None = None
 
 
 Convert = Callable[[Job], dict[str, Any]]  # returns its reports by name, for the manifest
@@ -104,7 +107,7 @@ def to_half(job: Job) -> dict[str, Any]:
 def to_static_int8(job: Job) -> dict[str, Any]:
     from vitdeploy.pipeline.calibration import quantise
 
-    return quantise(job.graph, job.spec, job.request, job.steps, job.calib)
+    return quantise(job.graph, job.spec, job.request, job.steps, job.calib, job.prepared)
 
 
 def to_dynamic_int8(job: Job) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from vitdeploy.backends.base import Census, RunOptions
 from vitdeploy.bench.stats import LatencyStats, ratio_of_interleaved
 from vitdeploy.errors import BackendError, MissingDependency, PrecisionNotApplied, UnsupportedModel, UsageError
 from vitdeploy.pipeline.request import ExportRequest, Listener, Steps
-from vitdeploy.spec import InputSpec, ModelSpec
+from vitdeploy.spec import STATIC_INT8, InputSpec, ModelSpec
 from vitdeploy.tune.plans import Answers, Plan, Trial
 from vitdeploy.verify.score import NO_ANSWER, best_classes
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from vitdeploy.bench.sessions import Candidate
     from vitdeploy.bench.timer import Turns
     from vitdeploy.data.image_set import ImageSet
-    from vitdeploy.quantize.schemes import Scheme
+    from vitdeploy.quantize.ptq import Prepared
 
 SAMPLES = 4  # images for fp16's ranges
 Logits = tuple["np.ndarray", "np.ndarray | None"]  # float32 (N, classes), and labels (N,)
-WARMUP_S, DURATION_S = 0.3, 1.5  # of a trial's race; the last one takes the user's
+WARMUP_S, DURATION_S = 0.3, 1.5  # of a trial's race, at most; the last one takes the user's
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,7 @@ class Workshop:
     float_plan: Plan
     applied: dict[str, dict[str, Any]] = field(default_factory=dict)
     _logits: dict[str, Logits] = field(default_factory=dict)
+    _prepared: Prepared | None = None
 
     def graph(self) -> ir.Model:
         """The fp32 graph, traced and optimised; a fresh one each time, with its weights on the disk."""
@@ -162,10 +163,11 @@ class Workshop:
         request = self.request_for(plan)
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
-        graph = self.graph()
+        prepared = self._prepare(plan) if plan.precision in STATIC_INT8 else None
+        graph = self.graph() if prepared is None else prepared.model.clone()
         calib = self.calib.open(self.spec.input)
         quiet = Steps(Quiet(self.steps.listener))
-        applied = convert(Job(graph, self.spec, request, quiet, self._samples(), calib))
+        applied = convert(Job(graph, self.spec, request, quiet, self._samples(), calib, prepared))
         files = registry.get(plan.backend).compile(graph, place, request.run, plan.precision)
         self.applied[plan.key] = applied | {"files": [file.name for file in files]}
         return files
@@ -189,14 +191,28 @@ class Workshop:
         some = replace(self.calib, chosen=self.calib.chosen[: max(SAMPLES, size)]).open(self.spec.input)
         return [batch[np.arange(size) % len(batch)] for batch, _ in some.batches(size)]
 
-    def sensitivities(self, scheme: Scheme) -> dict[str, float]:
-        """Relative L2 error of the logits by layer, each alone in int8."""
-        from vitdeploy.pipeline.calibration import as_images
+    def sensitivities(self, plan: Plan) -> dict[str, float]:
+        """Relative L2 error of the logits by layer, each alone in the plan's int8."""
         from vitdeploy.quantize.ptq import measure_sensitivity
 
-        images = as_images(self.calib.open(self.spec.input))
-        found = measure_sensitivity(self.graph(), images, scheme, self.request.int8)
-        return {one.label: one.error for one in found}
+        return {one.label: one.error for one in measure_sensitivity(self._prepare(plan))}
+
+    def _prepare(self, plan: Plan) -> Prepared:
+        """The calibration that serves every mixture of a scheme; only the latest one is held."""
+        from vitdeploy.backends import registry
+        from vitdeploy.pipeline.calibration import as_images
+        from vitdeploy.quantize.ptq import prepare
+
+        request = self.request_for(replace(plan, keep=()))
+        scheme = registry.get(plan.backend).scheme(request.run)
+        known = self._prepared
+        if known is None or (known.scheme, known.options) != (scheme, request.int8):
+            images = as_images(self.calib.open(self.spec.input))
+            hear = self.steps.listener.progress
+            known = self._prepared = prepare(
+                self.graph(), images, scheme, request.int8, progress=lambda done: hear(done, images.count)
+            )
+        return known
 
     def attempt(self, plan: Plan) -> Trial:
         """Make it and measure it; a plan that cannot be made is a trial that failed."""
@@ -209,7 +225,14 @@ class Workshop:
             entrants = [self._entrant(each) for each in ([plan] if alone else [self.float_plan, plan])]
             query = self._query(plan, self.search)
             census, found, (base, *others) = isolate.call(
-                examine, query, entrants, self._batch, what=plan.backend, progress=self.steps.listener.progress
+                examine,
+                query,
+                entrants,
+                self._batch,
+                min(WARMUP_S, self.request.warmup),
+                min(DURATION_S, self.request.duration),
+                what=plan.backend,
+                progress=self.steps.listener.progress,
             )
             self.what_runs(plan, census)
         except (BackendError, MissingDependency, PrecisionNotApplied, UnsupportedModel) as error:
@@ -278,14 +301,19 @@ class Workshop:
 
 
 def examine(
-    query: Query, entrants: Sequence[Candidate], batch: int | None, progress: Callable[[int, int], None]
+    query: Query,
+    entrants: Sequence[Candidate],
+    batch: int | None,
+    warmup_s: float,
+    duration_s: float,
+    progress: Callable[[int, int], None],
 ) -> tuple[Census, Logits, list[Turns]]:
     """Census, logits, labels and turns in one go, since a process takes seconds to start. Made to run in a child."""
     from vitdeploy.bench.sessions import time_runs
 
     census = take_census(query.backend, query.model, query.run)
     found = logits_of(query, progress)
-    timed = time_runs(entrants, query.run, batch, WARMUP_S, DURATION_S)
+    timed = time_runs(entrants, query.run, batch, warmup_s, duration_s)
     return census, found, [turns for _, turns in timed]
 
 

@@ -343,7 +343,7 @@ def ops_of(request: TuneRequest, shop: Workshop, state: State, plan: Plan, *, er
         state.save()
     if errors and not state.errors:
         with shop.steps.step("sensitivity") as detail:
-            state.errors = shop.sensitivities(scheme)
+            state.errors = shop.sensitivities(plan)
             detail.append(f"{len(state.errors)} ops, each alone in int8")
         state.save()
     return [Op(label, saving, state.errors.get(label, 0.0)) for label, saving in state.savings[key].items()]

@@ -82,9 +82,17 @@ def _parts(products: Sequence[Target], samples: Samples, centred: bool) -> list[
         found = found / np.float32(np.sqrt(power(rows @ found, weights, centred)))
         together.setdefault(id(rows), []).append(_Reading(rows, weights, found))
     return [
-        _Reading(parts[0].rows, parts[0].weights, np.concatenate([part.matrix for part in parts], axis=2))
+        _Reading(parts[0].rows, parts[0].weights, _square(np.concatenate([part.matrix for part in parts], axis=2)))
         for parts in together.values()
     ]
+
+
+def _square(matrix: np.ndarray) -> np.ndarray:
+    """A matrix (groups, K, K) behind which every row is as long as behind `matrix`, where that has more columns."""
+    if matrix.shape[2] <= matrix.shape[1]:
+        return matrix
+    r: np.ndarray = np.linalg.qr(matrix.transpose(0, 2, 1), mode="r")  # type: ignore[assignment]
+    return r.transpose(0, 2, 1)
 
 
 def _search(parts: Sequence[_Reading], whole: Range, start: Range, scheme: Scheme, centred: bool) -> Range:

@@ -84,12 +84,39 @@ class Images:
     source: str
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A float graph as equalisation left it, and what was measured of it before the first Q/DQ is written.
+
+    It serves every plan that has no more products in int8 than `options` says: see `to_int8`.
+
+    Attributes:
+        kept: names of the products that `options` keeps in float.
+        ranges: what each quantised value covers.
+        means: of what each product writes, by its name; empty where biases are not corrected.
+        few: some of the images, as the graph takes them.
+        seen: images that the sweep read.
+        even: what was equalised.
+    """
+
+    model: ir.Model
+    scheme: Scheme
+    options: Int8Options
+    kept: Sequence[str]
+    ranges: Mapping[str, Range]
+    means: Mapping[str, np.ndarray]
+    few: Sequence[np.ndarray]
+    seen: int
+    even: Equalized
+
+
 def to_int8(
     model: ir.Model,
     images: Images,
     scheme: Scheme,
     options: Int8Options | None = None,
     *,
+    prepared: Prepared | None = None,
     threads: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Int8Report:
@@ -99,6 +126,8 @@ def to_int8(
         model: the graph, with one input (N, C, H, W).
         images: what activations are measured on.
         scheme: how the runtime wants it.
+        prepared: what `prepare` found with the same images, scheme and options, but for layers that `options` keeps in
+            float beyond them; then the graph is a clone of `prepared.model`, and nothing is measured again.
         progress: hears how many images the sweep has read.
 
     Raises:
@@ -107,16 +136,15 @@ def to_int8(
         UnsupportedModel: nothing in the graph can run in int8.
     """
     options = options or Int8Options()
-    options.check()
-    scheme.check_opset(model.opset_imports.get("", model.opset_imports.get("ai.onnx", 1)))
     before = parameters(model)[1]
-    found = _prepare(model, images, scheme, options, threads, progress)
+    found = prepared or prepare(model, images, scheme, options, threads=threads, progress=progress)
+    layout = _layout(model, found, options.keep)
     work = macs(model).nodes
     ops = []
-    for target in found.targets:
-        precision, reason = _precision(target, found)
+    for target in layout.targets:
+        precision, reason = _precision(target, layout)
         ops.append(target.described(precision, work, reason))
-    _write(model, found, scheme, options, threads)
+    _write(model, found, layout, threads)
     total, integer = sum(op["macs"] for op in ops), sum(op["macs"] for op in ops if op["precision"] == "int8")
     half = to_fp16(model, found.few[: -(-HALF_IMAGES // _batch(model))]) if scheme.rest == "fp16" else None
     return Int8Report(
@@ -136,77 +164,44 @@ def to_int8(
 
 
 def measure_sensitivity(
-    model: ir.Model,
-    images: Images,
-    scheme: Scheme,
-    options: Int8Options | None = None,
-    *,
-    threads: int = 0,
-    progress: Callable[[int], None] | None = None,
+    prepared: Prepared, *, threads: int = 0, progress: Callable[[int], None] | None = None
 ) -> list[Sensitivity]:
     """What int8 costs at each product that `to_int8` would quantise, one at a time. The graph is not changed.
 
     Args:
         progress: hears how many products are done.
-
-    Raises:
-        UsageError, UnsupportedModel: as to_int8.
     """
-    options = options or Int8Options()
-    options.check()
-    model = model.clone()
-    found = _prepare(model, images, scheme, options, threads, None)
-    chosen = _weighted(found.targets, found.plan)
-    few = found.few[: -(-SENSITIVITY_IMAGES // _batch(model))]
-    return sensitivities(model, chosen, found.places, found.ranges, scheme, few, threads=threads, progress=progress)
+    model, scheme = prepared.model, prepared.scheme
+    layout = _layout(model, prepared)
+    few = prepared.few[: -(-SENSITIVITY_IMAGES // _batch(model))]
+    ranges = prepared.ranges
+    return sensitivities(model, layout.weighted, layout.places, ranges, scheme, few, threads=threads, progress=progress)
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What is known before the first Q/DQ is written.
-
-    Attributes:
-        targets: found in the graph as equalisation left it; plan: 'int8' or 'float' for each, by name.
-        kept: names of those that the user wants in float.
-        places, ranges: what gets Q/DQ, and the range that it covers.
-        few: some of the images, as the graph takes them.
-        seen: images that the sweep read.
-        even: what was equalised.
-    """
-
-    targets: Sequence[Target]
-    plan: Mapping[str, str]
-    kept: Sequence[str]
-    places: Places
-    ranges: Mapping[str, Range]
-    few: Sequence[np.ndarray]
-    seen: int
-    even: Equalized
-
-
-def _prepare(
+def prepare(
     model: ir.Model,
     images: Images,
     scheme: Scheme,
     options: Int8Options,
-    threads: int,
-    progress: Callable[[int], None] | None,
+    *,
+    threads: int = 0,
+    progress: Callable[[int], None] | None = None,
 ) -> Prepared:
-    """Equalise the graph, in place, and choose ranges."""
+    """Equalise an fp32 graph, in place, and measure what its quantisation needs.
+
+    Raises as `to_int8` does.
+    """
+    options.check()
+    scheme.check_opset(model.opset_imports.get("", model.opset_imports.get("ai.onnx", 1)))
     if scheme.linear == "Gemm":
         to_gemm(model)
     few = _some(images, model)
     targets = find_targets(model, scheme)
     kept = matching(targets, options.keep)
-    plan = default_plan(targets)
-    plan |= {t.name: "int8" for t in targets if options.attention and t.axis is None}
-    plan |= dict.fromkeys(kept, "float")
-    weighted = _weighted(targets, plan)
-    if not weighted:
-        raise UnsupportedModel("Nothing is left for int8 in this graph: no product with constant weights.")
+    before = _planned(targets, scheme, options, kept)
     even = equalize(
         model,
-        weighted,
+        before.weighted,
         options.equalizers,
         scheme,
         few,
@@ -214,54 +209,86 @@ def _prepare(
         centred=options.correct_bias,
         threads=threads,
     )
-    plan = {even.renamed.get(name, name): precision for name, precision in plan.items()}
     kept = [even.renamed.get(name, name) for name in kept]
-    targets = find_targets(model, scheme)
-    places = find_places(targets, plan, scheme)
-    statistics, seen = _statistics(model, places, images, threads, progress)
-    read = _weighted(targets, plan)
-    ranges = _ranges(places, read, statistics, scheme, options, lambda some: sample(model, some, few, threads=threads))
-    return Prepared(targets, plan, kept, places, ranges, few, seen, even)
+    layout = _planned(find_targets(model, scheme), scheme, options, kept)
+    read = layout.weighted
+    statistics, seen = _statistics(model, layout.places, images, threads, progress)
+    ranges = _ranges(layout, statistics, scheme, options, lambda some: sample(model, some, few, threads=threads))
+    means = (
+        mean_outputs(model, {t.name: t.channels for t in read}, few, threads=threads) if options.correct_bias else {}
+    )
+    return Prepared(model, scheme, options, kept, ranges, means, few, seen, even)
 
 
-def _write(model: ir.Model, found: Prepared, scheme: Scheme, options: Int8Options, threads: int) -> None:
+@dataclass(frozen=True)
+class _Layout:
+    """A plan in one graph.
+
+    Attributes:
+        targets: found in it; plan: 'int8' or 'float' for each, by name.
+        kept: names of those that the user wants in float.
+        places: what gets Q/DQ.
+    """
+
+    targets: Sequence[Target]
+    plan: Mapping[str, str]
+    kept: Sequence[str]
+    places: Places
+
+    @property
+    def weighted(self) -> list[Target]:
+        """Those with constant weights that will be int8."""
+        return [target for target in self.targets if self.plan[target.name] == "int8" and target.axis is not None]
+
+
+def _layout(model: ir.Model, found: Prepared, keep: Sequence[str] = ()) -> _Layout:
+    """The plan that `found` is for, with more layers in float, in its graph or a clone of it."""
+    targets = find_targets(model, found.scheme)
+    more = [pattern for pattern in keep if pattern not in found.options.keep]
+    return _planned(targets, found.scheme, found.options, [*found.kept, *matching(targets, more)])
+
+
+def _planned(targets: Sequence[Target], scheme: Scheme, options: Int8Options, kept: Sequence[str]) -> _Layout:
+    """Raises UnsupportedModel where nothing is left for int8."""
+    plan = default_plan(targets)
+    plan |= {t.name: "int8" for t in targets if options.attention and t.axis is None}
+    plan |= dict.fromkeys(kept, "float")
+    found = _Layout(targets, plan, kept, find_places(targets, plan, scheme))
+    if not found.weighted:
+        raise UnsupportedModel("Nothing is left for int8 in this graph: no product with constant weights.")
+    return found
+
+
+def _write(model: ir.Model, found: Prepared, layout: _Layout, threads: int) -> None:
     """Q/DQ into the graph, with weights rounded and biases corrected as the options say."""
-    weighted = _weighted(found.targets, found.plan)
-    wanted: Mapping[str, np.ndarray] = {}
-    if options.correct_bias:
-        wanted = mean_outputs(model, {t.name: t.channels for t in weighted}, found.few, threads=threads)
+    scheme, places, ranges = found.scheme, layout.places, found.ranges
     learned = None
-    if options.rounding == "learned":
-        moments = gather(model, weighted, all_params(found.places, found.ranges, scheme), found.few, threads=threads)
+    if found.options.rounding == "learned":
+        moments = gather(model, layout.weighted, all_params(places, ranges, scheme), found.few, threads=threads)
         learned = rounding(moments, scheme.weight_peak)
-    insert(model, found.targets, found.plan, found.places, found.ranges, scheme, learned)
-    if options.correct_bias:
-        correct_biases(model, {name: wanted[name] for name in correctable(model)}, found.few, threads=threads)
+    insert(model, layout.targets, layout.plan, places, ranges, scheme, learned)
+    if found.options.correct_bias:
+        correct_biases(model, {name: found.means[name] for name in correctable(model)}, found.few, threads=threads)
         sweep(model)
 
 
-def _precision(target: Target, found: Prepared) -> tuple[str, str]:
+def _precision(target: Target, layout: _Layout) -> tuple[str, str]:
     """'int8' or 'float', and why it is in float."""
-    if found.plan[target.name] == "int8":
+    if layout.plan[target.name] == "int8":
         return "int8", ""
-    asked = "asked for" if target.name in found.kept else ""
+    asked = "asked for" if target.name in layout.kept else ""
     return "float", asked or target.unfit or "the product of two activations: quantising both costs more than it saves"
 
 
-def _weighted(targets: Sequence[Target], plan: Mapping[str, str]) -> list[Target]:
-    """Those with constant weights that will be int8."""
-    return [target for target in targets if plan[target.name] == "int8" and target.axis is not None]
-
-
 def _ranges(
-    places: Places,
-    targets: Sequence[Target],
+    layout: _Layout,
     statistics: Mapping[str, TensorStatistics],
     scheme: Scheme,
     options: Int8Options,
     rows: Callable[[Sequence[Target]], Samples],
 ) -> dict[str, Range]:
     """What each quantised value covers. What a product writes is judged behind the function that reads it."""
+    places = layout.places
     through = {name: seen_through(value) for name, value in places.outputs.items()}
     output = options.method == "output"
     method = "mse" if output else options.method
@@ -272,7 +299,7 @@ def _ranges(
         for name in (*places.inputs, *places.outputs)
     }
     if output:
-        reading = readers(places, targets)
+        reading = readers(places, layout.weighted)
         chosen = rows([target for products in reading.values() for target in products])
         found |= output_ranges(reading, chosen, found, scheme, centred=options.correct_bias)
     return found

@@ -196,8 +196,8 @@ def spread_inputs(target: Target, channels: np.ndarray) -> np.ndarray:
 
 def power(y: np.ndarray, weights: np.ndarray, centred: bool) -> float:
     """The sum of squares of products (groups, rows, outputs); with `centred`, of what differs from the mean row."""
-    square = float(np.einsum("gro,gro,r->", y, y, weights, optimize=True))
+    square = float(np.square(y).sum(axis=(0, 2)) @ weights)
     if centred:
-        mean = np.einsum("gro,r->go", y, weights) / weights.sum()
+        mean = weights @ y / weights.sum()
         square -= float(weights.sum()) * float(np.square(mean, dtype=np.float64).sum())
     return max(square, 1e-20)
