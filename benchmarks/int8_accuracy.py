@@ -100,7 +100,7 @@ def prepare(name: str, arguments: argparse.Namespace, folder: Path) -> Bench:
     graph = trace(built.module, spec.shape, batch=(1, 8, 100))
     optimise(graph)
     (ours,) = save(graph, folder / f"{name}.onnx")
-    size = {"img_size": spec.shape[1]} if "deit" in name else {}
+    size = {} if name.startswith("mobilevit") else {"img_size": spec.shape[1]}
     theirs = import_timm().create_model(name, num_classes=10, **size)
     theirs.load_state_dict(built.module.state_dict())
     bare = folder / f"{name}-timm.onnx"

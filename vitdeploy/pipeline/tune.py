@@ -364,7 +364,8 @@ def savings(shop: Workshop, plan: Plan, scheme: Any) -> dict[str, float]:
     shapes = op_shapes(graph, chosen, shop.request.batches[-1])
     several = worth_measuring([shape for shape in shapes.values() if shape is not None])
     run = shop.request_for(plan).run
-    measured = isolate.call(measure_ops, several, plan.backend, run, scheme.name, progress=shop.steps.listener.progress)
+    asked = (several, plan.backend, run, scheme.name, plan.precision)
+    measured = isolate.call(measure_ops, *asked, progress=shop.steps.listener.progress)
     model = CostModel.fit(measured)
     return {label: model.saving(shape) for label, shape in shapes.items()}
 

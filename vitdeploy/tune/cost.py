@@ -20,6 +20,7 @@ from vitdeploy.backends import registry
 from vitdeploy.backends.base import RunOptions
 from vitdeploy.bench.timer import measure_interleaved
 from vitdeploy.errors import VitdeployError
+from vitdeploy.export.metadata import PRECISION
 from vitdeploy.graph.edit import array, ints
 from vitdeploy.graph.save import save
 from vitdeploy.graph.shapes import infer
@@ -164,12 +165,17 @@ def measure_ops(
     backend: str,
     options: RunOptions,
     scheme: str,
+    precision: str = "int8",
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[OpShape, Seconds]:
     """Run each op alone, in float and in the named scheme's int8 in turn. Made to run in a child process.
 
     Ops that the runtime refuses are left out.
+
+    Args:
+        precision: 'int8', or 'int8+bf16', whose float is bf16.
     """
+    kinds = {("bf16" if "bf16" in precision else "fp32"): None, precision: get(scheme)}
     found = {}
     runtime = registry.get(backend)
     with TemporaryDirectory(prefix="vitdeploy-") as name:
@@ -177,9 +183,11 @@ def measure_ops(
             x = np.random.default_rng(0).standard_normal(shape.x, dtype=np.float32)
             calls, sessions = [], []
             try:
-                for precision in ("float", "int8"):
-                    path = Path(name) / f"{done}-{precision}.onnx"
-                    save(single(shape, get(scheme) if precision == "int8" else None), path)
+                for kind, dialect in kinds.items():
+                    path = Path(name) / f"{done}-{kind}.onnx"
+                    model = single(shape, dialect)
+                    model.metadata_props[PRECISION] = kind  # backends open a file as it says
+                    save(model, path)
                     session = runtime.open(path, options)
                     sessions.append(session)
                     calls.append(lambda session=session, x=x: session.run({"x": x}))
