@@ -224,7 +224,9 @@ def export(
     crop_pct: CropPct = None,
     interpolation: Interpolation = None,
     batch: Annotated[str, typer.Option(help="Fixed batch such as 4, or min:opt:max such as 1:8:32.")] = "1",
-    opset: Annotated[int, typer.Option(help="ONNX opset, 18 to 24.")] = 20,
+    opset: Annotated[
+        int | None, typer.Option(help="ONNX opset, 18 to 24; by default 20, or what the precision wants.")
+    ] = None,
     backend: BackendOpt = "onnxruntime",
     device: Device = "cpu",
     provider: Provider = None,

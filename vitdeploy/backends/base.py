@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitdeploy.errors import BackendError, UnsupportedModel, UsageError
+from vitdeploy.export.trace import OPSET
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -165,6 +166,10 @@ class Backend(ABC):
     def scheme(self, options: RunOptions) -> Scheme:
         """How this runtime wants int8 expressed on this machine. Raises UnsupportedModel where it has no int8."""
         raise UnsupportedModel(f"The backend {self.name} says nothing about how it wants int8 expressed.")
+
+    def opset(self, options: RunOptions, precision: str) -> int:
+        """The ONNX opset that this runtime is best served with, where the user names none."""
+        return OPSET
 
     def slow_in_fp16(self, options: RunOptions) -> Mapping[str, str]:
         """ONNX op types that this runtime runs better in fp32 within an fp16 graph, each with its reason."""

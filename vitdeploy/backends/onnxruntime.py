@@ -25,6 +25,7 @@ from vitdeploy.backends.base import (
     closed_session_error,
 )
 from vitdeploy.errors import BackendError, MissingDependency, UsageError
+from vitdeploy.export.trace import ATTENTION_OPSET
 
 if TYPE_CHECKING:
     import onnx
@@ -60,6 +61,7 @@ NEEDS_CUDA = {"cuda", "tensorrt"}
 OPTIMIZATION = {"off": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "extended": "ORT_ENABLE_EXTENDED"}
 OPTIMIZATION["all"] = "ORT_ENABLE_ALL"
 DTYPES = {"float": "float32", "double": "float64", "string": "object"}
+FAST = ("int8", "int8-dynamic")  # precisions of which the file is for this kind of machine alone
 UNPACKS = {"cpu", "cuda"}  # providers that run ONNX Runtime's own optimised graph
 SILENT = 4  # Errors come as exceptions; at 3 ONNX Runtime would print them to stderr as well.
 
@@ -91,6 +93,10 @@ class OnnxRuntimeBackend(Backend):
         if platform.machine().lower() in ("arm64", "aarch64"):
             return schemes.get("onnxruntime-arm")
         return schemes.get("onnxruntime" if _has_vnni() else "onnxruntime-avx2")
+
+    def opset(self, options: RunOptions, precision: str) -> int:
+        """What is fast because of this machine gets Attention too; what is to run anywhere stays at the older opset."""
+        return ATTENTION_OPSET if _on_cpu(options) and precision in FAST else super().opset(options, precision)
 
     def slow_in_fp16(self, options: RunOptions) -> Mapping[str, str]:
         if not _on_cpu(options):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 INPUT, OUTPUT = "image", "logits"
 OPSET = 20
+ATTENTION_OPSET = 23  # the first that has Attention
 OPSETS = range(18, 25)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy.artifact import Artifact, Manifest, Stage, staged
 from vitdeploy.errors import MissingDependency, UsageError, VerificationFailed, VitdeployError
+from vitdeploy.export.trace import OPSET
 from vitdeploy.models.build import Built
 from vitdeploy.pipeline.precision import Job, convert, lowest_opset, precision_notes, range_samples
 from vitdeploy.pipeline.request import ExportRequest, Listener, Steps, check_request, request_record
@@ -36,7 +37,7 @@ def export(request: ExportRequest, listener: Listener | None = None) -> Artifact
         PrecisionNotApplied: the compiled graph does not run what was asked for.
     """
     check_request(request)
-    request = replace(request, opset=max(request.opset, lowest_opset(request.precision)))
+    request = replace(request, opset=settled_opset(request))
     steps = Steps(listener or Listener())
     with staged(request.folder, force=request.force) as stage:
         try:
@@ -45,6 +46,17 @@ def export(request: ExportRequest, listener: Listener | None = None) -> Artifact
             error.message = error.message.replace(str(stage.folder), str(request.folder))
             error.args = (error.message,)
             raise
+
+
+def settled_opset(request: ExportRequest) -> int:
+    """The one that was asked for, or else what the backend wants; in any case one that can express the precision."""
+    from vitdeploy.backends import registry
+
+    wanted = request.opset
+    if wanted is None:
+        foreign = request.scheme is not None
+        wanted = OPSET if foreign else registry.get(request.backend).opset(request.run, request.precision)
+    return max(wanted, lowest_opset(request.precision))
 
 
 def check_backend(request: ExportRequest) -> str:
@@ -163,9 +175,9 @@ def trace_and_optimise(request: ExportRequest, built: Built, steps: Steps) -> tu
     from vitdeploy.graph.ops import op_counts
 
     with steps.step("trace") as detail:
-        graph = trace(built.module, built.spec.input.shape, batch=request.batch, opset=request.opset)
+        graph = trace(built.module, built.spec.input.shape, batch=request.batch, opset=request.opset or OPSET)
         raw = graph.graph.num_nodes()
-        detail += [f"ONNX opset {graph.graph.opset_imports.get('', request.opset)}", f"{raw} nodes"]
+        detail += [f"ONNX opset {graph.graph.opset_imports['']}", f"{raw} nodes"]
     before = op_counts(graph)
     with steps.step("optimise") as detail:
         results = optimise(graph)
@@ -257,7 +269,7 @@ def find_departure(
     found = bisect(fresh, candidate, {INPUT: case.image}, rel_bound=bound)
     if found is not None:
         return found
-    program = trace(built.module, spec.input.shape, batch=request.batch, opset=request.opset)
+    program = trace(built.module, spec.input.shape, batch=request.batch, opset=request.opset or OPSET)
     return bisect(program, candidate, {INPUT: case.image}, rel_bound=bound)
 
 

@@ -31,7 +31,7 @@ class ExportRequest:
         io_precision: of the graph's input and output.
         backend: by name.
         batch: a fixed size, or (min, opt, max).
-        opset: of the default ONNX domain.
+        opset: of the default ONNX domain; None leaves it to the backend and the precision.
         run: device, threads and the like.
         data: real images that verification also uses.
         calib: images that int8 is calibrated on: whatever data.image_set.open_images reads.
@@ -53,7 +53,7 @@ class ExportRequest:
     io_precision: str = "fp32"
     backend: str = "onnxruntime"
     batch: int | tuple[int, int, int] = 1
-    opset: int = OPSET
+    opset: int | None = None
     run: RunOptions = field(default_factory=RunOptions)
     data: Path | None = None
     calib: Path | None = None
@@ -150,7 +150,7 @@ def check_request(request: ExportRequest) -> None:
 def check_common(request: ExportRequest) -> None:
     """What is wrong whatever the precision."""
     check_batch(request.batch)
-    if request.opset not in OPSETS:
+    if request.opset is not None and request.opset not in OPSETS:
         raise UsageError(f"Opset {request.opset} is not one from {OPSETS.start} to {OPSETS.stop - 1}.")
     if request.run.threads < 0 or request.duration < 0 or request.warmup < 0:
         raise UsageError("Threads, warm-up and duration cannot be negative.")
@@ -183,7 +183,7 @@ def check_calibration(request: ExportRequest) -> None:
         raise UsageError(f"{request.calib_images} calibration images are too few.")
     request.int8.check()
     if request.scheme is not None:
-        schemes.get(request.scheme).check_opset(request.opset)
+        schemes.get(request.scheme).check_opset(request.opset or OPSET)
 
 
 def check_tolerance(tolerance: float | None) -> None:

@@ -20,6 +20,7 @@ from vitdeploy.artifact import Artifact, Manifest, Stage, staged
 from vitdeploy.bench.sessions import Measured
 from vitdeploy.bench.stats import LatencyStats, Ratio, ratio_of_interleaved
 from vitdeploy.errors import MissingDependency, UnsupportedModel, UsageError
+from vitdeploy.export.trace import ATTENTION_OPSET
 from vitdeploy.pipeline.export import (
     finish,
     judge,
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from vitdeploy.bench.timer import Turns
     from vitdeploy.models.build import Built
 
-OPSET = 23  # the first with Attention, which ONNX Runtime runs faster than its parts
 FLOATS = ("fp32", "bf16", "fp16")
 QUANTISED = (*STATIC_INT8, "int8-dynamic")
 SYNTHETIC = 64  # images, where the user has none
@@ -116,7 +116,7 @@ def tune(request: TuneRequest, listener: Listener | None = None) -> Tuned:
         VerificationFailed: the chosen plan departs from eager PyTorch.
     """
     check_tune(request)
-    request = replace(request, export=replace(request.export, opset=max(request.export.opset, OPSET)))
+    request = replace(request, export=replace(request.export, opset=request.export.opset or ATTENTION_OPSET))
     backends = usable(request.backends)
     steps = Steps(listener or Listener())
     with staged(request.folder, force=request.export.force) as stage, workplace(request.folder) as folder:

@@ -72,7 +72,7 @@ _ONNXRUNTIME = Scheme(
     bias="int32",
     linear="Gemm",
     outputs=frozenset({"Conv"}),
-    follow=frozenset({"Sigmoid", "Mul"}),
+    follow=frozenset({"Sigmoid", "Mul", "Add"}),
     apart=True,
     dynamic="integer",
     reasons=MappingProxyType(
@@ -85,7 +85,8 @@ _ONNXRUNTIME = Scheme(
             "first",
             "dynamic": "its optimiser makes DynamicQuantizeMatMul or MatMulIntegerToFloat of them; ConvInteger is no "
             "match for its float Conv",
-            "follow": "SiLU's Sigmoid and Mul have int8 kernels, so a convolution's trunk stays in one byte",
+            "follow": "SiLU's Sigmoid and Mul and a residual's Add have int8 kernels, so the trunk of convolutions stays "
+            "in one byte",
         }
     ),
 )

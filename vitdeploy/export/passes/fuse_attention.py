@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from vitdeploy.export.trace import ATTENTION_OPSET
 from vitdeploy.graph.edit import (
     add_node,
     array,
@@ -24,7 +25,6 @@ from vitdeploy.graph.edit import (
     take_over,
 )
 
-OPSET = 23
 HEADS_FIRST, HEADS_FIRST_TURNED = [0, 2, 1, 3], [0, 2, 3, 1]
 
 
@@ -41,7 +41,7 @@ class _Attention:
 
 def fuse_attention(model: ir.Model) -> int:
     """Fuse every attention whose scores nothing else reads. Returns how many; none before opset 23."""
-    if model.opset_imports.get("", 0) < OPSET:
+    if model.opset_imports.get("", 0) < ATTENTION_OPSET:
         return 0
     count = 0
     for node in list(model.graph):
