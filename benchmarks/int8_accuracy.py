@@ -25,6 +25,7 @@ import numpy as np
 import onnxruntime
 import torch
 from int8_peers import (
+    PRODUCTS,
     Run,
     bare_export,
     int8_share,
@@ -53,7 +54,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "parity"))
 from timm_import import import_timm
 
 MODELS = ("deit_tiny_patch16_224", "levit_128s", "mobilevit_xxs")
-PRODUCTS = ["MatMul", "Gemm", "Conv"]
 PLAIN: Mapping[str, Any] = {"method": "minmax", "correct_bias": False, "equalize": "none"}
 OURS: Mapping[str, Mapping[str, Any]] = {
     "min-max": PLAIN,

@@ -1,4 +1,4 @@
-"""The peers that vitdeploy's int8 is held against, and how all of them are run: for int8_accuracy.py, int8_vit_s14.py.
+"""The peers that vitdeploy's int8 is held against, and how all of them are run: for the int8_*.py scripts.
 
 - ONNX Runtime's `quantize_static`: Q/DQ, u8 activations, s8 weights, one scale an output channel, extremes as ranges.
 - NNCF's `quantize` with the TRANSFORMER preset (SmoothQuant and fast bias correction included), on OpenVINO.
@@ -21,6 +21,7 @@ from vitdeploy.graph.load import load
 from vitdeploy.graph.ops import macs
 
 BATCH = 32
+PRODUCTS = ["MatMul", "Gemm", "Conv"]
 Run = Callable[[np.ndarray], np.ndarray]
 
 
@@ -39,15 +40,15 @@ def bare_export(module: torch.nn.Module, size: tuple[int, ...], path: Path) -> N
         )
 
 
-def batches(images: np.ndarray) -> Iterator[np.ndarray]:
-    """Batches of 32, of which the last starts over where it is short."""
-    for start in range(0, len(images), BATCH):
-        part = images[start : start + BATCH]
-        yield part if len(part) == BATCH else part[np.arange(BATCH) % len(part)]
+def batches(images: np.ndarray, size: int = BATCH) -> Iterator[np.ndarray]:
+    """Batches of which the last starts over where it is short."""
+    for start in range(0, len(images), size):
+        part = images[start : start + size]
+        yield part if len(part) == size else part[np.arange(size) % len(part)]
 
 
 def quantize_static(
-    bare: Path, images: np.ndarray, out: Path, ops: list[str] | None, *, attention: bool = True
+    bare: Path, images: np.ndarray, out: Path, ops: list[str] | None, *, attention: bool = True, batch: int = BATCH
 ) -> None:
     """ONNX Runtime's own static int8 of an exported file: all ops that it can quantise, or these types.
 
@@ -57,7 +58,7 @@ def quantize_static(
 
     class Reader(q.CalibrationDataReader):
         def __init__(self) -> None:
-            self.feeds = ({"image": batch} for batch in batches(images))
+            self.feeds = ({"image": part} for part in batches(images, batch))
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self.feeds, None)
@@ -80,14 +81,14 @@ def quantize_static(
     )
 
 
-def nncf_quantize(bare: Path, images: np.ndarray, out: Path) -> None:
+def nncf_quantize(bare: Path, images: np.ndarray, out: Path, *, batch: int = BATCH) -> None:
     """NNCF's static int8 of an exported file, as OpenVINO IR."""
     import nncf
     import openvino
 
     model = openvino.convert_model(str(bare))
-    data = nncf.Dataset(list(batches(images)))
-    found = nncf.quantize(model, data, subset_size=len(list(batches(images))), model_type=nncf.ModelType.TRANSFORMER)
+    parts = list(batches(images, batch))
+    found = nncf.quantize(model, nncf.Dataset(parts), subset_size=len(parts), model_type=nncf.ModelType.TRANSFORMER)
     openvino.save_model(found, str(out), compress_to_fp16=False)
 
 

@@ -27,7 +27,7 @@ import onnx
 import onnxruntime
 import torch
 import torch.nn.functional as F
-from int8_peers import Run, bare_export, nncf_quantize, on_onnxruntime, on_openvino, quantize_static
+from int8_peers import PRODUCTS, Run, bare_export, nncf_quantize, on_onnxruntime, on_openvino, quantize_static
 from PIL import Image
 
 from vitdeploy import __version__
@@ -49,7 +49,6 @@ from test_real_weights import timm_state
 from timm_import import import_timm
 
 MODEL = "vit_small_patch14_dinov2"
-PRODUCTS = ["MatMul", "Gemm", "Conv"]
 PROBE_PIXELS, PROBE_IMAGES = 112, 2000
 OURS: Mapping[str, Mapping[str, Any]] = {
     "min-max": {"method": "minmax", "correct_bias": False, "equalize": "none"},

@@ -85,8 +85,8 @@ _ONNXRUNTIME = Scheme(
             "first",
             "dynamic": "its optimiser makes DynamicQuantizeMatMul or MatMulIntegerToFloat of them; ConvInteger is no "
             "match for its float Conv",
-            "follow": "SiLU's Sigmoid and Mul and a residual's Add have int8 kernels, so the trunk of convolutions stays "
-            "in one byte",
+            "follow": "SiLU's Sigmoid and Mul and a residual's Add have int8 kernels, so the trunk of convolutions "
+            "stays in one byte",
         }
     ),
 )
