@@ -21,7 +21,7 @@ from vitdeploy.quantize.targets import Target
 
 ROWS_PER_WIDTH = 24  # rows to see for each input of a product
 FEWEST_ROWS = 4096
-DAMPING = 0.01  # of the mean variance, so that the covariance can be inverted
+DAMPING = 0.01  # of the mean variance, so that the covariance can be inverted; where rows are few it needs more
 BLOCK = 128
 
 
@@ -128,7 +128,7 @@ def _round(w: np.ndarray, step: np.ndarray, moments: Moments, peak: int, *, cent
         cross = cross - quantised[:, :, None] * exact[:, None, :]
     width = gram.shape[1]
     spread = np.einsum("gkk->gk", gram)
-    damping = np.maximum(DAMPING * spread.mean(axis=1), 1e-10)
+    damping = np.maximum((DAMPING + width / moments.rows) * spread.mean(axis=1), 1e-10)
     eye = np.eye(width)
     hessian = gram + damping[:, None, None] * eye
     # The float weights that best undo the activations' error come first: (x̂ᵀx̂ + d) W* = (x̂ᵀx + d) W.
