@@ -19,7 +19,7 @@ from vitdeploy.quantize.schemes import SCHEMES
 
 SMALL = ("deit_tiny_patch16_224", "levit_128s", "mobilevit_xxs")
 # Calibrated on two images and with random weights, int8 is far from fp32; 7 bits a weight are farther.
-NEAR_FLOAT = {"deit_tiny_patch16_224": 0.1, "levit_128s": 0.6, "mobilevit_xxs": 0.3}
+NEAR_FLOAT = {"deit_tiny_patch16_224": 0.1, "levit_128s": 0.6, "mobilevit_xxs": 0.4}
 SAME = {"onnxruntime": 0.15, "openvino": 0.15}  # between a runtime and the graph's own meaning, run op by op
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,13 @@ from vitdeploy.backends.base import RunOptions
 from vitdeploy.backends.onnxruntime import OnnxRuntimeBackend
 from vitdeploy.data.synthetic import synthetic_images
 from vitdeploy.errors import UnsupportedModel, UsageError
-from vitdeploy.graph.edit import constant
+from vitdeploy.graph.edit import constant, twin
 from vitdeploy.graph.save import save
 from vitdeploy.quantize import ptq
 from vitdeploy.quantize.bias import correctable, mean_outputs
 from vitdeploy.quantize.int8 import weight_step
 from vitdeploy.quantize.options import Int8Options
-from vitdeploy.quantize.ptq import Images, to_int8
+from vitdeploy.quantize.ptq import Images, measure_sensitivity, prepare, to_int8
 from vitdeploy.quantize.rounding import gather, rounding
 from vitdeploy.quantize.schemes import SCHEMES, get
 from vitdeploy.quantize.targets import find_targets, to_gemm
@@ -260,3 +261,16 @@ def test_scheme_is_refused_when_the_opset_is_too_old_for_it() -> None:
 def test_unknown_scheme_names_the_nearest() -> None:
     with pytest.raises(UsageError, match="tensorrt"):
         get("tensort")
+
+
+def test_plans_of_one_calibration_do_not_know_of_each_other() -> None:
+    images, scheme = as_images(photos("mobilevit_xxs", 4, seed=0)), get("onnxruntime")
+    options = Int8Options(equalize="none", method="minmax", correct_bias=False)
+    prepared = prepare(traced("mobilevit_xxs"), images, scheme, options)
+    alone = twin(prepared.model)
+    to_int8(alone, images, scheme, options, prepared=prepared)
+    measure_sensitivity(replace(prepared, few=prepared.few[:1]))
+    for keep, graph in ((("head*",), twin(prepared.model)), ((), twin(prepared.model)), ((), prepared.model)):
+        to_int8(graph, images, scheme, replace(options, keep=keep), prepared=prepared)
+        if not keep:
+            assert [node.name for node in graph.graph] == [node.name for node in alone.graph]

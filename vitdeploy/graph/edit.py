@@ -58,6 +58,13 @@ def fresh_name(graph: ir.Graph, base: str) -> str:
     return name
 
 
+def twin(model: ir.Model) -> ir.Model:
+    """A clone that shares the tensors, and whose new names do not depend on what becomes of the original."""
+    clone = model.clone()
+    clone.graph.meta.pop("names", None)
+    return clone
+
+
 def weight(
     graph: ir.Graph, name: str, like: ir.DataType, shape: Sequence[int], compute: Callable[[], np.ndarray]
 ) -> ir.Value:
