@@ -87,6 +87,7 @@ BAD: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
     "both kinds are asked for": (lambda work: None, ("--int8", "--calib", ".", "--calib-random"), "contradict"),
     "two precisions are asked for": (lambda work: None, ("--int8", "--fp16"), "fp16, int8"),
     "images are given for fp16": (lambda work: None, ("--fp16", "--calib", "."), "--int8"),
+    "rounding is asked for with fp16": (lambda work: None, ("--fp16", "--rounding", "learned"), "is for --int8"),
     "the method is unknown": (lambda work: None, ("--int8", "--calib-random", "--calib-method", "best"), "'best'"),
     "no layer matches": (lambda work: None, ("--int8", "--calib-random", "--keep", "neck"), "'neck'"),
     "tensors have another size": (

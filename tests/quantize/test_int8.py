@@ -172,7 +172,7 @@ def test_learned_rounding_brings_a_product_nearer_than_nearest() -> None:
         return float(np.linalg.norm(error - error.mean(axis=0)))
 
     nearest = np.clip(np.rint(w / step), -7, 7)
-    learned = rounding(moments, 7)(target, w, step)
+    learned = rounding(moments, 7, centred=True)(target, w, step)
     assert learned.dtype == np.int8
     assert np.abs(learned).max() <= 7
     assert missed(learned) < 0.8 * missed(nearest)

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +170,8 @@ def check_calibration(request: ExportRequest) -> None:
             raise UsageError("Calibration images are for --int8.")
         if request.scheme is not None:
             raise UsageError("A scheme is for --int8.")
+        if replace(request.int8, keep=()) != Int8Options():
+            raise UsageError("How to find ranges, equalise, round and correct biases is for --int8.")
         return
     if not given:
         raise UsageError(

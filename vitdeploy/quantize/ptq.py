@@ -265,7 +265,7 @@ def _write(model: ir.Model, found: Prepared, layout: _Layout, threads: int) -> N
     learned = None
     if found.options.rounding == "learned":
         moments = gather(model, layout.weighted, all_params(places, ranges, scheme), found.few, threads=threads)
-        learned = rounding(moments, scheme.weight_peak)
+        learned = rounding(moments, scheme.weight_peak, centred=found.options.correct_bias)
     insert(model, layout.targets, layout.plan, places, ranges, scheme, learned)
     if found.options.correct_bias:
         correct_biases(model, {name: found.means[name] for name in correctable(model)}, found.few, threads=threads)
