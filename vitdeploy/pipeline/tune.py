@@ -324,7 +324,7 @@ def said(trial: Trial, budget: Budget) -> list[str]:
     assert trial.search is not None
     answers = trial.search
     drop = f"{answers.change:.2f} % change class"
-    drop += "" if answers.drop is None else f", top-1 {-answers.drop:+.2f} pp"
+    drop += "" if answers.drop is None else f", top-1 {0.0 - answers.drop:+.2f} pp"
     out = budget.why_not(trial)
     size = f"{trial.bytes / 1e6:.1f} MB"
     return [f"{trial.ratio:.2f}x", f"p50 {trial.p50:.2f} ms", size, drop, *(["out"] if out else [])]

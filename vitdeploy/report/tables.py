@@ -173,7 +173,7 @@ def print_tuned(found: Mapping[str, Any]) -> None:
                 f"{trial['bytes'] / 1e6:.1f}",
                 f"{100 * answers['error']:.2f}",
                 f"{answers['change_percent']:.2f}",
-                "" if drop is None else f"{-drop:+.2f}",
+                "" if drop is None else f"{0.0 - drop:+.2f}",
                 ("chosen" if name == found["chosen"] else trial["out"])
                 + (" *" if name in found["front"] and name != found["chosen"] else ""),
             )
