@@ -12,6 +12,7 @@ with an fp32 export on ONNX Runtime. Artifacts that lie in --work already are no
 from __future__ import annotations
 
 import argparse
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,18 +46,17 @@ def row(name: str, seed: int, arguments: argparse.Namespace) -> str:
     if not plain.exists():
         vitdeploy.export(name, bench=False, out=plain, **common)
     built = build(name, BuildOptions(weights=weights))
-    images, labels = images_of(test, built.spec.input, arguments.limit)
+    images, labels = images_of(test, built.spec.input, sys.maxsize)
     half = held_out(len(images), seed)
     images, labels = images[half], labels[half]
-    session, fp32 = (vitdeploy.load(folder, threads=arguments.threads) for folder in (chosen, plain))
+    fp32, session = (vitdeploy.load(folder, threads=arguments.threads) for folder in (plain, chosen))
     (entry,) = session.inputs
+    runs = [partial(each.run, {entry.name: images[:1]}) for each in (fp32, session)]
+    ratio = ratio_of_interleaved(*measure_interleaved(runs, duration_s=arguments.seconds))
     got = np.concatenate([session.run({entry.name: image[None]})["logits"] for image in images]).argmax(1)
     with torch.inference_mode():
         want = np.concatenate([built.module(part).numpy() for part in torch.from_numpy(images).split(100)]).argmax(1)
     drop = float((want == labels).mean() - (got == labels).mean()) * 100
-    runs = [partial(each.run, {entry.name: images[:1]}) for each in (fp32, session)]
-    turns = measure_interleaved(runs, duration_s=arguments.seconds)
-    ratio = ratio_of_interleaved(*turns)
     manifest = Artifact.load(chosen).manifest
     record = manifest.applied["tune"]
     cost = sum(step["seconds"] for step in manifest.steps)
@@ -78,7 +78,6 @@ def main() -> None:
     parser.add_argument("--time-budget", type=float, default=600.0, help="seconds of search")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=10.0, help="of the race of each")
-    parser.add_argument("--limit", type=int, default=10_000, help="labelled images")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     facts = environment()

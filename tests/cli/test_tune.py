@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 import xml.dom.minidom
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +39,7 @@ def test_tune_writes_a_verified_artifact_that_keeps_to_the_budget(cli: Cli, work
     found = made["applied"]["tune"]
     assert made["verification"]["passed"]
     names = [trial["name"] for trial in found["trials"]]
-    assert names[:3] == ["onnxruntime fp32", "onnxruntime fp16", "onnxruntime int8"]
+    assert names[:4] == [f"onnxruntime {p}" for p in ("fp32", "int8", "int8-dynamic", "fp16")]
     assert found["chosen"] in names
     chosen = next(trial for trial in found["trials"] if trial["name"] == found["chosen"])
     assert chosen["answers"]["error"] <= 0.2
@@ -58,17 +62,43 @@ def test_tune_returns_float_when_no_loss_is_allowed(cli: Cli, work: Path, images
     assert manifest["request"]["precision"] == "fp32"
 
 
-def test_tune_goes_on_when_an_earlier_run_was_cut_off(cli: Cli, work: Path, images: Path) -> None:
+def trials_of(state: Path) -> int:
+    return len(json.loads(state.read_text())["trials"]) if state.exists() else 0
+
+
+def test_tune_says_what_was_not_tried_when_the_time_was_up(cli: Cli, work: Path, images: Path) -> None:
+    done = cli("tune", "tiny.py:make", "--calib", "images.npz", *QUICK, "--time-budget", "0", "--out", "made")
+    assert done.code == 0, done.err
+    assert "not tried: onnxruntime int8" in done.err
+    assert "Nothing quantised was tried" in done.out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_tune_goes_on_when_an_earlier_run_was_killed_or_found_no_plan(
+    cli: Cli, launch: Callable[..., subprocess.Popen[str]], work: Path, images: Path
+) -> None:
     asked = ("tune", "tiny.py:make", "--calib", "images.npz", *QUICK, "--out", "made")
+    state = work / "made.tune" / "state.json"
+    process = launch(*asked)
+    deadline = time.monotonic() + 120
+    while trials_of(state) < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    found = trials_of(state)
+    assert found >= 2
+    assert not (work / "made").exists()
     impossible = cli(*asked, "--max-latency", "0")
     assert impossible.code == 7
+    assert f"Goes on after {found} trials" in impossible.err
     assert "No plan keeps to the budget" in impossible.err
     assert not (work / "made").exists()
-    state = json.loads((work / "made.tune" / "state.json").read_text())
+    found = trials_of(state)
     again = cli(*asked)
     assert again.code == 0, again.err
-    assert f"Goes on after {len(state['trials'])} trials" in again.err
-    assert not (work / "made.tune").exists()
+    assert f"Goes on after {found} trials" in again.err
+    assert {path.name for path in work.iterdir() if path.name.startswith("made")} == {"made"}
 
 
 @pytest.mark.parametrize(

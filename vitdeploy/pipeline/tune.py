@@ -47,8 +47,7 @@ if TYPE_CHECKING:
     from vitdeploy.bench.timer import Turns
     from vitdeploy.models.build import Built
 
-FLOATS = ("fp32", "bf16", "fp16")
-QUANTISED = (*STATIC_INT8, "int8-dynamic")
+FIRST = ("int8", "bf16", "int8+bf16", "int8-dynamic", "fp32", "fp16")  # what promises most, should the time run out
 SYNTHETIC = 64  # images, where the user has none
 FINALISTS = 2  # quantised plans in the last race
 EXPLORE = 0.8  # of the time budget; the rest is for confirming
@@ -259,22 +258,22 @@ def digest(request: TuneRequest, shop: Workshop, backends: Sequence[str]) -> str
 
 
 def starts(backends: Sequence[str]) -> list[Plan]:
-    """The plans that are always tried: what each backend can run as a whole, float first."""
+    """The plans that are always tried: the base, then what each backend can run as a whole."""
     from vitdeploy.backends import registry
 
-    floats, quantised = [], []
-    for name in backends:
-        can = registry.get(name).capabilities().precisions
-        floats += [Plan(name, precision) for precision in FLOATS if precision in can]
-        quantised += [Plan(name, precision) for precision in QUANTISED if precision in can]
-    return floats + quantised
+    able = {name: registry.get(name).capabilities().precisions for name in backends}
+    found = [Plan(name, precision) for precision in FIRST for name in backends if precision in able[name]]
+    return [Plan(backends[0], "fp32"), *(plan for plan in found if plan != Plan(backends[0], "fp32"))]
 
 
 def explore(request: TuneRequest, shop: Workshop, state: State, first: Sequence[Plan]) -> None:
     """Measure plans until nothing promises more or the time is up."""
     end = time.monotonic() + EXPLORE * request.time_budget
-    for plan in first:
-        if plan != shop.float_plan and time.monotonic() > end:
+    for done, plan in enumerate(first):
+        if done and time.monotonic() > end:
+            untried = [one.name for one in first[done:] if one.key not in state.trials]
+            if untried:
+                shop.steps.note(f"The time is up; not tried: {', '.join(untried)}.")
             return
         attempt(request, shop, state, plan)
     for plan in [trial.plan for trial in state.trials.values() if trial.plan.precision in STATIC_INT8]:
