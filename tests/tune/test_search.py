@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from vitdeploy.errors import UsageError
+from vitdeploy.pipeline.tune import pick
 from vitdeploy.tune.budget import Budget
 from vitdeploy.tune.plans import Answers, Plan, Trial, front
 from vitdeploy.tune.search import STEPS, Op, contenders, ladder, rung, where_it_pays
@@ -115,3 +116,29 @@ def test_answers_of_two_sets_add_up() -> None:
     assert both.drop == pytest.approx(1.0)
     assert both.error == pytest.approx(math.sqrt((0.03**2 * 100 + 0.01**2 * 300) / 400))
     assert (Answers(10, 1, 0.1, 1, 0) + Answers(10, 1, 0.1)).drop is None
+
+
+def test_choice_is_the_fastest_float_that_keeps_to_the_budget_when_int8_does_not_beat_it() -> None:
+    fp32, fp16, bf16 = (trial(Plan("openvino", p), changed=0) for p in ("fp32", "fp16", "bf16"))
+    int8 = trial(INT8)
+    spread = (0.98, 1.0, 1.02)
+
+    def turns(seconds: float) -> list[list[float]]:
+        return [[seconds * s * r for s in spread] for r in spread]
+
+    race = {fp32.plan.key: turns(0.010), fp16.plan.key: turns(0.004), bf16.plan.key: turns(0.005)}
+    heard = []
+
+    def asked(one: Trial) -> Trial:
+        heard.append(one.plan.precision)
+        changed = 50 if one.plan == fp16.plan else 0
+        return replace(one, held_out=None if one.plan == fp32.plan else Answers(1000, changed, 0.01, 0, changed))
+
+    floats, reasons = [fp32, fp16, bf16], {}
+    chosen = pick(Budget(max_drop=0.5), floats, [int8], race | {INT8.key: turns(0.00395)}, reasons, asked)
+    assert chosen is not None
+    assert chosen.plan == bf16.plan, "fp16 breaks the budget on images held out, and int8 does not beat it beyond doubt"
+    assert heard == ["fp16", "bf16"]
+    assert "openvino fp16" in reasons[INT8.name]
+    assert pick(Budget(max_drop=0.5), floats, [int8], race | {INT8.key: turns(0.003)}, {}, asked) == int8
+    assert pick(Budget(max_latency=1.0), floats, [int8], race | {INT8.key: turns(0.003)}, {}, asked) is None

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -384,11 +384,16 @@ def decide(request: TuneRequest, shop: Workshop, state: State) -> Decision:
     reasons: dict[str, str] = {}
     finalists = []
     trials = list(state.trials.values())
+
+    def asked(trial: Trial) -> Trial:
+        """With its answers to the images held out; fp32 has no need of them."""
+        if trial.held_out is None and trial.plan.precision != "fp32":
+            trial = replace(trial, held_out=shop.answers(trial.plan, shop.held_out))
+            state.add(trial)
+        return trial
+
     with shop.steps.step("confirm") as detail:
-        for trial in contenders(trials, request.budget):
-            if trial.held_out is None and trial.plan.precision != "fp32":
-                trial = replace(trial, held_out=shop.answers(trial.plan, shop.held_out))
-                state.add(trial)
+        for trial in map(asked, contenders(trials, request.budget)):
             why = unconfirmed(trial, request.budget)
             if why:
                 reasons[trial.plan.name] = f"on the images held out, {why}"
@@ -397,14 +402,14 @@ def decide(request: TuneRequest, shop: Workshop, state: State) -> Decision:
             if sum(not each.plan.is_float for each in finalists) == FINALISTS:
                 break
         detail.append(f"{len(shop.held_out.chosen)} images held out, {len(finalists)} plans confirmed")
-    floats = [trial for trial in trials if trial.plan.is_float and not trial.failed]
+    floats = [trial for trial in state.trials.values() if trial.plan.is_float and not trial.failed]
     quantised = [trial for trial in finalists if not trial.plan.is_float]
     with shop.steps.step("last race") as detail:
         entrants = [trial.plan for trial in (*floats, *quantised)]
         turns = shop.race(entrants, request.export.warmup, request.export.duration)
         detail.append(", ".join(f"{plan.name} {p50(t):.2f} ms" for plan, t in zip(entrants, turns, strict=True)))
     by_plan = dict(zip((plan.key for plan in entrants), turns, strict=True))
-    chosen = pick(request.budget, floats, quantised, by_plan, reasons)
+    chosen = pick(request.budget, floats, quantised, by_plan, reasons, asked)
     if chosen is None:
         raise UnsupportedModel(no_plan(request.budget, trials, reasons))
     return Decision(chosen, entrants, turns, reasons)
@@ -429,12 +434,14 @@ def pick(
     quantised: Sequence[Trial],
     turns: Mapping[str, Turns],
     reasons: dict[str, str],
+    asked: Callable[[Trial], Trial],
 ) -> Trial | None:
     """The fastest quantised plan that beats every float one beyond doubt, else the fastest float; None if none may be.
 
     Args:
         turns: of the last race, by plan key.
         reasons: gets why a quantised plan was not taken.
+        asked: gives a float plan its answers to the images held out.
     """
     for trial in sorted(quantised, key=lambda trial: p50(turns[trial.plan.key])):
         name = trial.plan.name
@@ -447,8 +454,8 @@ def pick(
         else:
             return trial
     allowed = [t for t in floats if not budget.why_not(replace(t, p50=p50(turns[t.plan.key])))]
-    allowed = [t for t in allowed if t.plan.precision == "fp32" or (t.held_out and not unconfirmed(t, budget))]
-    return min(allowed, key=lambda trial: p50(turns[trial.plan.key]), default=None)
+    fastest_first = sorted(allowed, key=lambda trial: p50(turns[trial.plan.key]))
+    return next((trial for trial in map(asked, fastest_first) if not unconfirmed(trial, budget)), None)
 
 
 def beats(turns: Mapping[str, Turns], first: Trial, second: Trial) -> Ratio:
