@@ -17,7 +17,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -198,19 +198,18 @@ def main() -> None:
     ]
     print("\n".join(lines), flush=True)
     for name in arguments.models:
-        bench = None
-        for label in chosen:
-            key = f"{name} | {label} | {arguments.limit} | {arguments.calib_images}"
-            if key not in known:
-                with tempfile.TemporaryDirectory() as folder:
-                    bench = bench or prepare(name, arguments, Path(tempfile.mkdtemp(prefix="int8-")))
-                    bench.folder, kept = Path(folder), bench.folder
-                    known[key] = wanted[label](bench)
-                    bench.folder = kept
-                if arguments.out:
-                    arguments.out.write_text(json.dumps(known, indent=1))
-            lines.append(line(name, label, known[key]))
-            print(lines[-1], flush=True)
+        with tempfile.TemporaryDirectory() as place:
+            bench = None
+            for label in chosen:
+                key = f"{name} | {label} | {arguments.limit} | {arguments.calib_images}"
+                if key not in known:
+                    bench = bench or prepare(name, arguments, Path(place))
+                    with tempfile.TemporaryDirectory() as folder:
+                        known[key] = wanted[label](replace(bench, folder=Path(folder)))
+                    if arguments.out:
+                        arguments.out.write_text(json.dumps(known, indent=1))
+                lines.append(line(name, label, known[key]))
+                print(lines[-1], flush=True)
     if arguments.out:
         arguments.out.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
