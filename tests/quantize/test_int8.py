@@ -17,7 +17,7 @@ from vitdeploy.backends.base import RunOptions
 from vitdeploy.backends.onnxruntime import OnnxRuntimeBackend
 from vitdeploy.data.synthetic import synthetic_images
 from vitdeploy.errors import UnsupportedModel, UsageError
-from vitdeploy.graph.edit import constant, twin
+from vitdeploy.graph.edit import constant
 from vitdeploy.graph.save import save
 from vitdeploy.quantize import ptq
 from vitdeploy.quantize.bias import correctable, mean_outputs
@@ -267,10 +267,10 @@ def test_plans_of_one_calibration_do_not_know_of_each_other() -> None:
     images, scheme = as_images(photos("mobilevit_xxs", 4, seed=0)), get("onnxruntime")
     options = Int8Options(equalize="none", method="minmax", correct_bias=False)
     prepared = prepare(traced("mobilevit_xxs"), images, scheme, options)
-    alone = twin(prepared.model)
+    alone = prepared.model.clone()
     to_int8(alone, images, scheme, options, prepared=prepared)
     measure_sensitivity(replace(prepared, few=prepared.few[:1]))
-    for keep, graph in ((("head*",), twin(prepared.model)), ((), twin(prepared.model)), ((), prepared.model)):
+    for keep, graph in ((("head*",), prepared.model.clone()), ((), prepared.model.clone()), ((), prepared.model)):
         to_int8(graph, images, scheme, replace(options, keep=keep), prepared=prepared)
         if not keep:
             assert [node.name for node in graph.graph] == [node.name for node in alone.graph]

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from vitdeploy.errors import UsageError
-from vitdeploy.pipeline.tune import pick
 from vitdeploy.tune.budget import Budget
+from vitdeploy.tune.choice import pick
 from vitdeploy.tune.plans import Answers, Plan, Trial, front
 from vitdeploy.tune.search import STEPS, Op, contenders, ladder, rung, where_it_pays
 

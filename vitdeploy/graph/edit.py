@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import onnx_ir as ir
@@ -43,13 +44,17 @@ def length(value: ir.Value, axis: int) -> int:
     return found
 
 
+# By graph, and not in its `meta`: clones share what lies there.
+_taken: WeakKeyDictionary[ir.Graph, set[str | None]] = WeakKeyDictionary()
+
+
 def fresh_name(graph: ir.Graph, base: str) -> str:
     """`base`, or `base_2`, ... when a value of the graph has that name already."""
-    taken = graph.meta.get("names")
+    taken = _taken.get(graph)
     if taken is None:
         taken = {v.name for v in graph.inputs} | set(graph.initializers)
         taken |= {v.name for node in graph.all_nodes() for v in node.outputs}
-        graph.meta["names"] = taken
+        _taken[graph] = taken
     name, i = base, 1
     while name in taken:
         i += 1
@@ -58,11 +63,9 @@ def fresh_name(graph: ir.Graph, base: str) -> str:
     return name
 
 
-def twin(model: ir.Model) -> ir.Model:
-    """A clone that shares the tensors, and whose new names do not depend on what becomes of the original."""
-    clone = model.clone()
-    clone.graph.meta.pop("names", None)
-    return clone
+def forget_names(graph: ir.Graph) -> None:
+    """After values were named or removed without `fresh_name`."""
+    _taken.pop(graph, None)
 
 
 def weight(
@@ -158,7 +161,7 @@ def settle_names(model: ir.Model) -> None:
             value.name = base
             if value.const_value is not None:
                 value.const_value.name = base
-    model.graph.meta.pop("names", None)
+    forget_names(model.graph)
 
 
 def sweep(model: ir.Model) -> None:

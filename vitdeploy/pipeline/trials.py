@@ -158,14 +158,13 @@ class Workshop:
         if plan.key in self.applied:
             return [place / name for name in self.applied[plan.key]["files"]]
         from vitdeploy.backends import registry
-        from vitdeploy.graph.edit import twin
         from vitdeploy.pipeline.precision import Job, convert
 
         request = self.request_for(plan)
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
         prepared = self._prepare(plan) if plan.precision in STATIC_INT8 else None
-        graph = self.graph() if prepared is None else twin(prepared.model)
+        graph = self.graph() if prepared is None else prepared.model.clone()
         calib = self.calib.open(self.spec.input)
         quiet = Steps(Quiet(self.steps.listener))
         applied = convert(Job(graph, self.spec, request, quiet, self._samples(), calib, prepared))

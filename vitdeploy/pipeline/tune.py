@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,6 +37,7 @@ from vitdeploy.report.plot import bars, scatter
 from vitdeploy.spec import STATIC_INT8, ModelSpec
 from vitdeploy.staging import lock_folder
 from vitdeploy.tune.budget import Budget
+from vitdeploy.tune.choice import no_plan, p50, pick, unconfirmed
 from vitdeploy.tune.plans import Plan, Trial, front
 from vitdeploy.tune.search import MIN_GAIN, Op, contenders, rung, where_it_pays
 from vitdeploy.tune.state import State, describe
@@ -413,67 +414,6 @@ def decide(request: TuneRequest, shop: Workshop, state: State) -> Decision:
     if chosen is None:
         raise UnsupportedModel(no_plan(request.budget, trials, reasons))
     return Decision(chosen, entrants, turns, reasons)
-
-
-def unconfirmed(trial: Trial, budget: Budget) -> str:
-    """Why the images held out speak against a plan: what they show by themselves, or all images together."""
-    own = trial.held_out
-    if own is None:
-        return ""
-    shown = own.change if own.drop is None else own.drop
-    if budget.max_drop is not None and shown > budget.max_drop:
-        return f"top-1 drops by {shown:.2f} pp: more than {budget.max_drop:g}"
-    if budget.max_error is not None and not own.error <= budget.max_error:
-        return f"relative L2 is {own.error:.3g}: more than {budget.max_error:g}"
-    return budget.why_not(trial)
-
-
-def pick(
-    budget: Budget,
-    floats: Sequence[Trial],
-    quantised: Sequence[Trial],
-    turns: Mapping[str, Turns],
-    reasons: dict[str, str],
-    asked: Callable[[Trial], Trial],
-) -> Trial | None:
-    """The fastest quantised plan that beats every float one beyond doubt, else the fastest float; None if none may be.
-
-    Args:
-        turns: of the last race, by plan key.
-        reasons: gets why a quantised plan was not taken.
-        asked: gives a float plan its answers to the images held out.
-    """
-    for trial in sorted(quantised, key=lambda trial: p50(turns[trial.plan.key])):
-        name = trial.plan.name
-        against = {other.plan.name: beats(turns, other, trial) for other in floats}
-        slower = [other for other, ratio in against.items() if ratio.low < 1 or ratio.median < MIN_GAIN]
-        if slower:
-            reasons[name] = f"in the last race only {against[slower[0]].median:.2f}x as fast as {slower[0]}"
-        elif late := budget.too_big(replace(trial, p50=p50(turns[trial.plan.key]))):
-            reasons[name] = late
-        else:
-            return trial
-    allowed = [t for t in floats if not budget.why_not(replace(t, p50=p50(turns[t.plan.key])))]
-    fastest_first = sorted(allowed, key=lambda trial: p50(turns[trial.plan.key]))
-    return next((trial for trial in map(asked, fastest_first) if not unconfirmed(trial, budget)), None)
-
-
-def beats(turns: Mapping[str, Turns], first: Trial, second: Trial) -> Ratio:
-    return ratio_of_interleaved(turns[first.plan.key], turns[second.plan.key])
-
-
-def p50(turns: Turns) -> float:
-    """Milliseconds."""
-    return LatencyStats.from_seconds([sample for turn in turns for sample in turn]).p50
-
-
-def no_plan(budget: Budget, trials: Sequence[Trial], reasons: Mapping[str, str]) -> str:
-    alive = sorted((t for t in trials if not t.failed), key=lambda t: -t.ratio)
-    nearest = alive[0] if alive else None
-    if nearest is None:
-        return "No plan could be measured."
-    why = reasons.get(nearest.plan.name) or budget.why_not(nearest) or "it is too slow in the last race"
-    return f"No plan keeps to the budget. The fastest of {len(alive)}, {nearest.plan.name}: {why}."
 
 
 def write(stage: Stage, request: TuneRequest, built: Built, shop: Workshop, state: State, found: Decision) -> Tuned:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.graph.edit import constant, twin
+from vitdeploy.graph.edit import constant
 from vitdeploy.graph.run import Probe
 from vitdeploy.quantize.clip import Range
 from vitdeploy.quantize.int8 import Places, QuantParams, all_params, along, find_places, insert, weight_step
@@ -70,7 +70,7 @@ def sensitivities(
     wanted = _outputs(model, images, threads)
     found = []
     for done, target in enumerate(chosen, 1):
-        one = twin(model)
+        one = model.clone()
         others = {other.name: other for other in find_targets(one, scheme)}
         alone = [others[target.name]]
         plan = {target.name: "int8"}

@@ -186,7 +186,7 @@ def print_tuned(found: Mapping[str, Any]) -> None:
     for name, why in found["reasons"].items():
         print(f"not taken: {name}: {why}")
     if not any(trial["plan"]["precision"].startswith("int8") for trial in found["trials"]):
-        print("Nothing quantised was tried: the time was up before.")
+        print("Nothing quantised was tried.")
     elif not found["pays"]:
         print("Quantising does not pay here: no plan within the budget is faster than float beyond doubt.")
     print()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from vitdeploy.graph.edit import forget_names
+
 
 def simplify(model: ir.Model) -> int:
     """Run onnxscript's optimiser. Returns how many nodes went."""
@@ -11,5 +13,5 @@ def simplify(model: ir.Model) -> int:
 
     before = model.graph.num_nodes()
     optimizer.optimize(model)
-    model.graph.meta.pop("names", None)  # it names values without asking `edit.fresh_name`
+    forget_names(model.graph)  # it names values without asking `fresh_name`
     return before - model.graph.num_nodes()
