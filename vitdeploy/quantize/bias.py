@@ -13,28 +13,25 @@ import numpy as np
 import onnx_ir as ir
 
 from vitdeploy.graph.edit import array, constant
-from vitdeploy.graph.run import Probe
 
 
-def mean_outputs(
-    model: ir.Model, axes: Mapping[str, int], batches: Iterable[np.ndarray], *, threads: int = 0
-) -> dict[str, np.ndarray]:
-    """The mean of each channel of these tensors over the images, float64 (channels,)."""
-    sums = {name: np.zeros(1) for name in axes}
-    counts = dict.fromkeys(axes, 0)
-    feed = model.graph.inputs[0].name or ""
-    shape = model.graph.inputs[0].shape
-    fixed = shape[0] if shape is not None and isinstance(shape[0], int) else None
-    with Probe(model, list(axes), threads=threads) as probe:
-        for batch in batches:
-            step = fixed or len(batch)
-            for start in range(0, len(batch), step):
-                for name, value in probe.run({feed: batch[start : start + step]}):
-                    rows = np.moveaxis(value, axes[name], -1)
-                    rows = rows.reshape(-1, rows.shape[-1])
-                    sums[name] = sums[name] + rows.sum(axis=0, dtype=np.float64)
-                    counts[name] += len(rows)
-    return {name: sums[name] / counts[name] for name in axes}
+def mean_output(model: ir.Model, nodes: Sequence[ir.Node], mean: np.ndarray, axis: int) -> np.ndarray:
+    """The mean of each channel that a product writes, from the mean of what it reads: products are linear.
+
+    Args:
+        nodes: the product, last, behind those that make its constants.
+        mean: of its input over the first axis, of length 1 here.
+        axis: of its channels.
+
+    Returns:
+        float64 (channels,)
+    """
+    source, made = nodes[-1].inputs[0], nodes[-1].outputs[0].name or ""
+    assert source is not None
+    known = source.name or ""
+    value = _stretch(model, nodes, [known], [made], 1)({known: mean.astype(np.float32)})[made]
+    rows = np.moveaxis(value, axis, -1)
+    return rows.reshape(-1, rows.shape[-1]).mean(axis=0, dtype=np.float64)
 
 
 def correctable(model: ir.Model) -> dict[str, int]:
@@ -52,47 +49,38 @@ def correctable(model: ir.Model) -> dict[str, int]:
 
 def correct_biases(
     model: ir.Model, wanted: Mapping[str, np.ndarray], batches: Iterable[np.ndarray], *, threads: int = 0
-) -> dict[str, float]:
+) -> None:
     """Correct the biases of an int8 graph, in place.
 
-    The graph runs once, stretch after stretch: up to the next product on all images, then that product's bias, then on
-    from what it makes with it. Only the values that later stretches read are held.
+    The graph runs once, stretch after stretch: up to what the next product reads, on all images, then that product's
+    bias, then on with it. Only the values that later stretches read are held.
 
     Args:
-        wanted: the mean of each correctable product in the float graph, by `mean_outputs` on the same images.
+        wanted: the mean of each correctable product in the float graph, by `mean_output` on the same images.
         batches: float32 (N, C, H, W), as the graph takes them.
-
-    Returns:
-        How far each mean was off, relative to the size of the means: root mean square over the channels.
     """
     axes = correctable(model)
     nodes = list(model.graph)
     last_use = {value.name: i for i, node in enumerate(nodes) for value in node.inputs if value is not None}
     feed = model.graph.inputs[0].name or ""
     alive: list[dict[str, np.ndarray]] = [{feed: batch} for batch in batches]
-    moved = {}
-    start = 0
-    for stop, node in enumerate(nodes, 1):
+    waiting: list[ir.Node] = []
+    for i, node in enumerate(nodes):
+        waiting.append(node)
         name = node.outputs[0].name or ""
         if name not in axes:
             continue
-        product = [one for one in nodes[start:stop] if one is node or _only_feeds(one, node)]
-        before = [one for one in nodes[start:stop] if one not in product]
-        made = [out.name or "" for one in before for out in one.outputs if last_use.get(out.name, -1) >= stop - 1]
-        if made:
-            run = _stretch(model, before, list(alive[0]), made, threads)
-            alive = [run(values) for values in alive]
-        run = _stretch(model, product, list(alive[0]), [name], threads)
-        found = [run(values) for values in alive]
-        means = [np.moveaxis(v[name], axes[name], -1).reshape(-1, wanted[name].size).mean(0, np.float64) for v in found]
-        off = wanted[name] - np.average(means, axis=0, weights=[v[name].size for v in found])
-        moved[name] = float(np.linalg.norm(off) / max(np.linalg.norm(wanted[name]), 1e-12))
-        _shift(node, off)
-        # Again, not shifted by hand: one value that rounds the other way changes a thousand behind it.
-        run = _stretch(model, product, list(alive[0]), [name], threads)
-        alive = [{k: v for k, v in run(values).items() if last_use.get(k, -1) >= stop} for values in alive]
-        start = stop
-    return moved
+        product = [one for one in waiting if one is node or _only_feeds(one, node)]
+        before = [one for one in waiting if one not in product]
+        made = [out.name or "" for one in before for out in one.outputs if last_use.get(out.name, -1) >= i]
+        run = _stretch(model, before, list(alive[0]), made, threads)
+        alive = [{k: v for k, v in run(values).items() if last_use.get(k, -1) >= i} for values in alive]
+        assert node.inputs[0] is not None
+        found = [values[node.inputs[0].name or ""] for values in alive]
+        total = np.sum([value.sum(axis=0, keepdims=True, dtype=np.float64) for value in found], axis=0)
+        mean = total / sum(map(len, found))
+        _shift(node, wanted[name] - mean_output(model, product, mean, axes[name]))
+        waiting = product
 
 
 def _only_feeds(node: ir.Node, product: ir.Node) -> bool:
@@ -105,6 +93,8 @@ def _stretch(
     model: ir.Model, nodes: Sequence[ir.Node], known: Sequence[str], made: Sequence[str], threads: int
 ) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
     """Run these nodes on the values that are known: returns them and those of `made`."""
+    if not made:
+        return dict
     import onnx
     import onnxruntime as ort
     from onnx_ir import serde

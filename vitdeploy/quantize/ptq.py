@@ -12,7 +12,7 @@ import onnx_ir as ir
 from vitdeploy.errors import UnsupportedModel, UsageError
 from vitdeploy.graph.edit import sweep
 from vitdeploy.graph.ops import macs, parameters
-from vitdeploy.quantize.bias import correct_biases, correctable, mean_outputs
+from vitdeploy.quantize.bias import correct_biases, correctable, mean_output
 from vitdeploy.quantize.calibrate import cache_key, cached, calibrate, check_images, remember
 from vitdeploy.quantize.clip import Range, find_range
 from vitdeploy.quantize.clip_output import output_ranges, readers
@@ -93,7 +93,7 @@ class Prepared:
     Attributes:
         kept: names of the products that `options` keeps in float.
         ranges: what each quantised value covers.
-        means: of what each product writes, by its name; empty where biases are not corrected.
+        means: of each channel that a product writes, by the product's name.
         few: some of the images, as the graph takes them.
         seen: images that the sweep read.
         even: what was equalised.
@@ -213,10 +213,9 @@ def prepare(
     layout = _planned(find_targets(model, scheme), scheme, options, kept)
     read = layout.weighted
     statistics, seen = _statistics(model, layout.places, images, threads, progress)
-    ranges = _ranges(layout, statistics, scheme, options, lambda some: sample(model, some, few, threads=threads))
-    means = (
-        mean_outputs(model, {t.name: t.channels for t in read}, few, threads=threads) if options.correct_bias else {}
-    )
+    samples = sample(model, read, few, threads=threads)
+    ranges = _ranges(layout, statistics, scheme, options, samples)
+    means = {t.name: mean_output(model, [t.node], samples.means[t.activations[0].name or ""], t.channels) for t in read}
     return Prepared(model, scheme, options, kept, ranges, means, few, seen, even)
 
 
@@ -285,7 +284,7 @@ def _ranges(
     statistics: Mapping[str, TensorStatistics],
     scheme: Scheme,
     options: Int8Options,
-    rows: Callable[[Sequence[Target]], Samples],
+    samples: Samples,
 ) -> dict[str, Range]:
     """What each quantised value covers. What a product writes is judged behind the function that reads it."""
     places = layout.places
@@ -300,8 +299,7 @@ def _ranges(
     }
     if output:
         reading = readers(places, layout.weighted)
-        chosen = rows([target for products in reading.values() for target in products])
-        found |= output_ranges(reading, chosen, found, scheme, centred=options.correct_bias)
+        found |= output_ranges(reading, samples, found, scheme, centred=options.correct_bias)
     return found
 
 

@@ -24,17 +24,19 @@ Place = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Samples:
-    """Some rows of every product's input, and the extremes of each channel over all rows.
+    """Some rows of every product's input; of all of it, the mean and the extremes of each channel.
 
     Attributes:
         rows: float32 (groups, rows, K) by the product's name; products that read alike share them.
         weights: float32 (rows,), likewise: how many rows each stands for.
         extremes: the least and the largest, float32 (channels,) each, by the tensor's name.
+        means: over the first axis, which stays with length 1, float64, by the tensor's name.
     """
 
     rows: Mapping[str, np.ndarray]
     weights: Mapping[str, np.ndarray]
     extremes: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    means: Mapping[str, np.ndarray]
 
 
 def sample(model: ir.Model, targets: Sequence[Target], batches: Sequence[np.ndarray], *, threads: int = 0) -> Samples:
@@ -51,6 +53,8 @@ def sample(model: ir.Model, targets: Sequence[Target], batches: Sequence[np.ndar
     kinds = {reading: target for target in reversed(targets) for reading in [readings[target.name]]}
     parts: dict[tuple[object, ...], list[tuple[np.ndarray, np.ndarray]]] = {reading: [] for reading in kinds}
     extremes: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    sums: dict[str, np.ndarray] = {}
+    counts: dict[str, int] = {}
     rng = np.random.Generator(np.random.PCG64(0))
     names = list(dict.fromkeys(str(reading[0]) for reading in kinds))
     feed = model.graph.inputs[0].name or ""
@@ -60,6 +64,8 @@ def sample(model: ir.Model, targets: Sequence[Target], batches: Sequence[np.ndar
             for name, value in probe.run({feed: batch}):
                 if not np.isfinite(value).all():
                     raise not_finite(name)
+                sums[name] = sums.get(name, 0) + value.sum(axis=0, keepdims=True, dtype=np.float64)
+                counts[name] = counts.get(name, 0) + len(value)
                 for reading, target in kinds.items():
                     if reading[0] == name:
                         parts[reading].append(rows_of(target, value, wanted, rng))
@@ -73,6 +79,7 @@ def sample(model: ir.Model, targets: Sequence[Target], batches: Sequence[np.ndar
         {name: rows[reading] for name, reading in readings.items()},
         {name: weights[reading] for name, reading in readings.items()},
         extremes,
+        {name: total / counts[name] for name, total in sums.items()},
     )
 
 
