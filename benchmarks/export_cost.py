@@ -2,6 +2,7 @@
 
     python benchmarks/export_cost.py                         # mobilevit_xs --fp16 --no-bench against the bare script
     python benchmarks/export_cost.py --memory vit_large_patch16_224      # peak memory over the weights
+    python benchmarks/export_cost.py --calibrate vit_base_patch16_224 --photos FOLDER --images 100 1000
 
 Linux and macOS only: times and memory come from the kernel's own account of the finished process and its children.
 """
@@ -62,14 +63,31 @@ def memory(name: str, flags: list[str]) -> None:
     )
 
 
+def calibrate(name: str, photos: str, images: int) -> None:
+    """int8 on so many images, with nothing kept from a sweep before."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["VITDEPLOY_CACHE"] = folder
+        flags = ["--int8", "--calib", photos, "--calib-images", str(images)]
+        seconds, peak = run(export_command(name, Path(folder) / "ours", *flags))
+    print(f"{name}, int8 on {images} images: {seconds:.0f} s, peak {peak / 1e6:.0f} MB", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="mobilevit_xs")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", nargs="+", metavar="MODEL", help="measure peak memory of these instead")
     parser.add_argument("--fp16", action="store_true", help="with --memory: export fp16")
+    parser.add_argument("--calibrate", metavar="MODEL", help="measure time and peak memory of int8 instead")
+    parser.add_argument("--photos", metavar="FOLDER", help="with --calibrate")
+    parser.add_argument("--images", type=int, nargs="+", default=[100, 1000], help="with --calibrate: how many of them")
     arguments = parser.parse_args()
-    if arguments.memory:
+    if arguments.calibrate:
+        if not arguments.photos:
+            parser.error("--calibrate needs --photos")
+        for images in arguments.images:
+            calibrate(arguments.calibrate, arguments.photos, images)
+    elif arguments.memory:
         for name in arguments.memory:
             memory(name, ["--fp16"] if arguments.fp16 else [])
     else:
