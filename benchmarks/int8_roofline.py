@@ -3,8 +3,8 @@
 Both files run in turns with ONNX Runtime's profiler on, one thread, batch 1. Of each node's time the shortest node's is
 taken off, which is the profiler's own. The bound of an op is its roofline: its multiplications at the rate of a
 1024-wide MatMul, or its bytes (inputs, weights, outputs) at the rate of a copy within the second-level cache, whichever
-takes longer; both rates are measured here. The last column takes the faster of the two ways for each kind and nothing for
-the conversions between them.
+takes longer; both rates are measured here. The last column takes the faster of the two ways for each kind of op and
+nothing for the conversions between them.
 
     python benchmarks/int8_roofline.py mobilevit_xs mobilevit_xxs@64
 """
