@@ -43,7 +43,9 @@ class ConsoleListener(Listener):
 
     def say(self, text: str = "") -> None:
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            # Not print, which writes the end of the line by itself: an interruption would come between them.
+            sys.stderr.write(f"{text}\n")
+            sys.stderr.flush()
 
     def model(self, built: Built) -> None:
         spec = built.spec
