@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from vitdeploy.api import bench, build, evaluate, export, inspect, load, models, predict, verify
+    from vitdeploy.api import bench, build, evaluate, export, inspect, load, models, predict, tune, verify
     from vitdeploy.artifact import Artifact
     from vitdeploy.errors import (
         BackendError,
@@ -49,6 +49,7 @@ __all__ = [
     "load",
     "models",
     "predict",
+    "tune",
     "verify",
 ]
 
