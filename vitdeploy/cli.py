@@ -50,7 +50,7 @@ Interpolation = Annotated[
     str | None, typer.Option(help="Resize filter: bicubic, bilinear, nearest, lanczos, box, hamming.")
 ]
 BackendOpt = Annotated[str, typer.Option(help="Runtime; see vitdeploy doctor.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; by default the backend's usual one.")]
 Provider = Annotated[str | None, typer.Option(help="ONNX Runtime execution provider: cpu, cuda, tensorrt, coreml, ...")]
 ProviderOption = Annotated[
     list[str] | None, typer.Option(metavar="KEY=VALUE", help="Passed to the provider; repeatable.")
@@ -228,7 +228,7 @@ def export(
         int | None, typer.Option(help="ONNX opset, 18 to 24; by default 20, or what the precision wants.")
     ] = None,
     backend: BackendOpt = "onnxruntime",
-    device: Device = "cpu",
+    device: Device = "",
     provider: Provider = None,
     provider_option: ProviderOption = None,
     optimization: Optimization = "all",
@@ -309,7 +309,7 @@ def verify(
         str | None, typer.Option(help="The code that made the model, where it was yours: it is run again.")
     ] = None,
     weights: Weights = None,
-    device: Device = "cpu",
+    device: Device = "",
     provider: Provider = None,
     provider_option: ProviderOption = None,
     threads: Threads = 1,
@@ -356,7 +356,7 @@ def evaluate(
     ] = None,
     weights: Annotated[str | None, typer.Option(help="With --eager: where the checkpoint is now.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Images a run, where the batch is dynamic.")] = None,
-    device: Device = "cpu",
+    device: Device = "",
     provider: Provider = None,
     provider_option: ProviderOption = None,
     threads: Threads = 1,
@@ -389,7 +389,7 @@ def bench(
     ],
     batch: Annotated[int | None, typer.Option(min=1, help="Images a run, where the batch is dynamic.")] = None,
     backend: BackendOpt = "onnxruntime",
-    device: Device = "cpu",
+    device: Device = "",
     provider: Provider = None,
     provider_option: ProviderOption = None,
     optimization: Optimization = "all",
@@ -458,7 +458,7 @@ def tune(
     crop_pct: CropPct = None,
     interpolation: Interpolation = None,
     batch: Annotated[str, typer.Option(help="Fixed batch such as 4, or min:opt:max such as 1:8:32.")] = "1",
-    device: Device = "cpu",
+    device: Device = "",
     threads: Threads = 1,
     warmup: Warmup = 0.5,
     duration: Duration = 3.0,
@@ -561,7 +561,7 @@ def predict(
     ],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files.")],
     top: Annotated[int, typer.Option(min=1, help="How many classes to print.")] = 5,
-    device: Device = "cpu",
+    device: Device = "",
     provider: Provider = None,
     provider_option: ProviderOption = None,
     threads: Threads = 1,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from vitdeploy.export.trace import OPSET
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    from torch import nn
 
     from vitdeploy.quantize.schemes import Scheme
 
@@ -55,18 +56,38 @@ class RunOptions:
     """How a Session runs.
 
     Attributes:
-        device: 'cpu', 'cuda', 'cuda:1', ...; each backend says which it has.
+        device: 'cpu', 'cuda', 'cuda:1', ...; each backend says which it has. Empty takes the
+            backend's usual one.
         threads: intra-op threads; 0 leaves it to the runtime.
         optimization: the runtime's own graph optimisation: 'all', 'extended', 'basic' or 'off'.
         provider: ONNX Runtime execution provider by short name ('cpu', 'cuda', 'tensorrt', ...); None follows `device`.
-        provider_options: passed to that provider as they are.
+        provider_options: passed to that provider, or to the backend where it has none, as they are.
     """
 
-    device: str = "cpu"
+    device: str = ""
     threads: int = 1
     optimization: str = "all"
     provider: str | None = None
     provider_options: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a backend that starts from PyTorch compiles.
+
+    Attributes:
+        module: fp32, in eval mode; takes (B, C, H, W) and returns (B, classes). It is not to be changed.
+        shape: (C, H, W).
+        batch: a fixed size, or (min, opt, max).
+        io_precision: of the input and the output: 'fp32' or 'fp16'.
+        samples: float32 (B, C, H, W), as the module takes them, real ones first.
+    """
+
+    module: nn.Module
+    shape: tuple[int, int, int]
+    batch: int | tuple[int, int, int]
+    io_precision: str
+    samples: Sequence[np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -123,6 +144,15 @@ class Session(ABC):
     @abstractmethod
     def census(self) -> Census: ...
 
+    def parts(self, feeds: Mapping[str, np.ndarray], seconds: float) -> dict[str, list[float]]:
+        """Where the time of a run goes on a device with memory of its own.
+
+        Returns:
+            Seconds of each of several runs, by part: 'h2d' (inputs to the device), 'compute', 'd2h' (outputs back),
+            'latency' (their sum) and, where launching work is apart from doing it, 'enqueue'. Empty on a host's CPU.
+        """
+        return {}
+
     def close(self) -> None:  # noqa: B027 -- most runtimes free their memory when the object goes
         """Give back the runtime's memory. Running a closed session raises BackendError."""
 
@@ -138,21 +168,35 @@ class Backend(ABC):
 
     Attributes:
         name: as in `--backend`.
-        source: 'graph' (compiles from the ONNX graph) or 'program' (from torch's ExportedProgram).
+        source: 'graph' (compiles from the ONNX graph) or 'program' (from the PyTorch module).
+        usual_device: what an empty RunOptions.device means.
     """
 
     name: str
     source: str = "graph"
+    usual_device: str = "cpu"
 
     @abstractmethod
     def capabilities(self) -> Capabilities: ...
 
+    def settled(self, options: RunOptions) -> RunOptions:
+        """The options with a device in any case."""
+        return options if options.device else replace(options, device=self.usual_device)
+
     def compile(self, graph: ir.Model, folder: Path, options: RunOptions, precision: str = "fp32") -> list[Path]:
         """Write what this runtime loads into `folder`; return the files, the model file first.
 
+        A dynamic batch's range is in the graph's metadata (see export.metadata).
+
         Raises BackendError when the runtime refuses the graph, UnsupportedModel when it cannot express it.
         """
-        return self._compile(graph, folder, options, precision)
+        return self._compile(graph, folder, self.settled(options), precision)
+
+    def compile_program(
+        self, program: Program, folder: Path, options: RunOptions, precision: str = "fp32"
+    ) -> list[Path]:
+        """As `compile`, for a backend that starts from the PyTorch module (`source` is 'program')."""
+        return self._compile_program(program, folder, self.settled(options), precision)
 
     def open(self, model: Path, options: RunOptions) -> Session:
         """Open a model file (or an artifact's model file) as a Session.
@@ -161,25 +205,45 @@ class Backend(ABC):
         """
         if not model.exists():
             raise UsageError(f"No such model file: {model}.")
-        return self._open(model, options)
+        return self._open(model, self.settled(options))
+
+    def compiles_ahead(self, options: RunOptions) -> bool:
+        """Whether what it compiles with these options is for another machine, and cannot be opened on this one."""
+        return False
+
+    def compiled_census(self, model: Path) -> Census | None:
+        """The census that was taken when `model` was compiled, for what cannot be opened here."""
+        return None
 
     def scheme(self, options: RunOptions) -> Scheme:
         """How this runtime wants int8 expressed on this machine. Raises UnsupportedModel where it has no int8."""
-        raise UnsupportedModel(f"The backend {self.name} says nothing about how it wants int8 expressed.")
+        return self._scheme(self.settled(options))
 
     def opset(self, options: RunOptions, precision: str) -> int:
         """The ONNX opset that this runtime is best served with, where the user names none."""
-        return OPSET
+        return self._opset(self.settled(options), precision)
 
     def slow_in_fp16(self, options: RunOptions) -> Mapping[str, str]:
         """ONNX op types that this runtime runs better in fp32 within an fp16 graph, each with its reason."""
-        return {}
+        return self._slow_in_fp16(self.settled(options))
 
-    @abstractmethod
-    def _compile(self, graph: ir.Model, folder: Path, options: RunOptions, precision: str) -> list[Path]: ...
+    def _compile(self, graph: ir.Model, folder: Path, options: RunOptions, precision: str) -> list[Path]:
+        raise UnsupportedModel(f"The backend {self.name} compiles from a PyTorch module, not from an ONNX graph.")
+
+    def _compile_program(self, program: Program, folder: Path, options: RunOptions, precision: str) -> list[Path]:
+        raise UnsupportedModel(f"The backend {self.name} compiles from an ONNX graph, not from a PyTorch module.")
 
     @abstractmethod
     def _open(self, model: Path, options: RunOptions) -> Session: ...
+
+    def _scheme(self, options: RunOptions) -> Scheme:
+        raise UnsupportedModel(f"The backend {self.name} says nothing about how it wants int8 expressed.")
+
+    def _opset(self, options: RunOptions, precision: str) -> int:
+        return OPSET
+
+    def _slow_in_fp16(self, options: RunOptions) -> Mapping[str, str]:
+        return {}
 
 
 def closed_session_error(name: str) -> BackendError:

@@ -85,7 +85,7 @@ class OnnxRuntimeBackend(Backend):
         precisions |= {"int8-weights": "int8 storage, fp32 compute", "int4-weights": "int4 storage, fp32 compute"}
         return Capabilities(True, ort.__version__, tuple(_devices(providers)), precisions)
 
-    def scheme(self, options: RunOptions) -> Scheme:
+    def _scheme(self, options: RunOptions) -> Scheme:
         from vitdeploy.quantize import schemes
 
         if (options.provider or options.device.partition(":")[0]) in ("tensorrt", "tensorrt-rtx"):
@@ -94,11 +94,11 @@ class OnnxRuntimeBackend(Backend):
             return schemes.get("onnxruntime-arm")
         return schemes.get("onnxruntime" if _has_vnni() else "onnxruntime-avx2")
 
-    def opset(self, options: RunOptions, precision: str) -> int:
+    def _opset(self, options: RunOptions, precision: str) -> int:
         """What is fast because of this machine gets Attention too; what is to run anywhere stays at the older opset."""
-        return ATTENTION_OPSET if _on_cpu(options) and precision in FAST else super().opset(options, precision)
+        return ATTENTION_OPSET if _on_cpu(options) and precision in FAST else super()._opset(options, precision)
 
-    def slow_in_fp16(self, options: RunOptions) -> Mapping[str, str]:
+    def _slow_in_fp16(self, options: RunOptions) -> Mapping[str, str]:
         if not _on_cpu(options):
             return {}
         return {"Softmax": "ONNX Runtime's CPU provider spells an fp16 Softmax out in five passes over the scores"}

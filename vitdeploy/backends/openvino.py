@@ -81,7 +81,7 @@ class OpenVinoBackend(Backend):
             return Capabilities(installed=False, reason=f"OpenVINO does not start: {_reason(error)}.", fix=INSTALL)
         return Capabilities(True, openvino.__version__.partition("-")[0], tuple(devices), _precisions(can))
 
-    def scheme(self, options: RunOptions) -> Scheme:
+    def _scheme(self, options: RunOptions) -> Scheme:
         from vitdeploy.quantize import schemes
 
         return schemes.get("openvino")

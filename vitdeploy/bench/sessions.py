@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from vitdeploy.backends import isolate
 from vitdeploy.backends.base import RunOptions
+from vitdeploy.bench.parts import Parts
 from vitdeploy.bench.stats import LatencyStats, Ratio, ratio_of_interleaved
 from vitdeploy.bench.timer import Turns, measure_interleaved
 from vitdeploy.errors import UsageError
@@ -37,6 +38,7 @@ class Measured:
         turns: seconds of every timed run, by turn of the interleaved measurement; nothing removed.
         peak_rss: bytes, of a process that only loads and runs this candidate; None where it was not asked for.
         options: threads, device and what the timing includes.
+        parts: where the time of a run goes on a device with memory of its own; see Session.parts.
     """
 
     label: str
@@ -45,6 +47,7 @@ class Measured:
     turns: Turns
     peak_rss: int | None
     options: dict[str, Any]
+    parts: Parts = field(default_factory=Parts)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -52,7 +55,8 @@ class Measured:
             "batch": self.batch,
             "latency_ms": self.stats.to_dict(),
             "throughput": self.stats.throughput,
-            "warnings": self.stats.warnings,
+            "warnings": [*self.stats.warnings, *self.parts.warnings],
+            "parts": self.parts.to_dict(),
             "peak_rss_bytes": self.peak_rss,
             "runs_a_turn": len(self.turns[0]),
             "samples_ms": [round(s * 1e3, 6) for turn in self.turns for s in turn],
@@ -89,14 +93,18 @@ def random_input(shape: Sequence[int | str], dtype: str, batch: int | None, labe
     return np.random.default_rng(0).standard_normal((size, *rest), dtype=np.float32).astype(dtype)  # type: ignore[arg-type]
 
 
-def run_once(candidate: Candidate, options: RunOptions, batch: int | None) -> None:
-    """Load and run: what a program that only infers does. Made to run in a child process, for its peak memory."""
+def run_alone(candidate: Candidate, options: RunOptions, batch: int | None, seconds: float) -> dict[str, list[float]]:
+    """Load and run: what a program that only infers does. Made to run in a child process, for its peak memory.
+
+    Returns what Session.parts does, of `seconds` of runs.
+    """
     from vitdeploy.backends import registry
 
     with registry.get(candidate.backend).open(candidate.model, candidate.options or options) as session:
         feeds = {spec.name: random_input(spec.shape, spec.dtype, batch, candidate.label) for spec in session.inputs}
         for _ in range(2):
             session.run(feeds)
+        return session.parts(feeds, seconds)
 
 
 def bench_sessions(
@@ -113,19 +121,22 @@ def bench_sessions(
         batch: images a run; None takes a static graph's own batch and 1 for a dynamic one.
         warmup, duration: seconds a candidate.
     """
+    from vitdeploy.backends import registry
+
     timed = isolate.call(time_runs, list(candidates), options, batch, warmup, duration)
     facts = {
         "threads": options.threads,
-        "device": options.provider or options.device,
         "includes": "input and output copies between host arrays and the runtime; no preprocessing",
         "warmup_s": warmup,
         "duration_s": duration,
     }
     results = []
     for candidate, (size, turns) in zip(candidates, timed, strict=True):
-        _, peak = isolate.call_measured(run_once, candidate, options, batch)
+        used = registry.get(candidate.backend).settled(candidate.options or options)
+        parts, peak = isolate.call_measured(run_alone, candidate, options, batch, duration)
         stats = LatencyStats.from_seconds([sample for turn in turns for sample in turn], size)
-        results.append(Measured(candidate.label, size, stats, turns, peak or None, facts))
+        own = {"device": used.provider or used.device, **facts}
+        results.append(Measured(candidate.label, size, stats, turns, peak or None, own, Parts.from_seconds(parts)))
     return results
 
 

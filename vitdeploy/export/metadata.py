@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +15,17 @@ from vitdeploy.spec import ModelSpec
 
 KEY = "vitdeploy.model"
 PRECISION = "vitdeploy.precision"
+BATCH = "vitdeploy.batch"
 
 
-def write_metadata(model: ir.Model, spec: ModelSpec, precision: str) -> None:
-    """Replace the exporter's metadata (it holds paths of this machine) by ours. Nothing here depends on the time."""
+def write_metadata(
+    model: ir.Model, spec: ModelSpec, precision: str, batch: int | tuple[int, int, int] | None = None
+) -> None:
+    """Replace the exporter's metadata (it holds paths of this machine) by ours. Nothing here depends on the time.
+
+    Args:
+        batch: a fixed size, or (min, opt, max); None where it is not known.
+    """
     from importlib.metadata import version
 
     for node in model.graph.all_nodes():
@@ -42,8 +50,18 @@ def write_metadata(model: ir.Model, spec: ModelSpec, precision: str) -> None:
             "vitdeploy.torch": version("torch"),
         }
     )
+    if batch is not None:
+        model.metadata_props[BATCH] = str(batch) if isinstance(batch, int) else ":".join(map(str, batch))
     if spec.labels:
         model.metadata_props["labels"] = json.dumps(list(spec.labels))
+
+
+def read_batch(metadata: Mapping[str, str]) -> tuple[int, int, int] | None:
+    """(min, opt, max) of the batch, as the file says itself; None where it does not."""
+    sizes = metadata.get(BATCH, "").split(":")
+    if len(sizes) not in (1, 3) or not all(size.isdecimal() for size in sizes):
+        return None
+    return int(sizes[0]), int(sizes[len(sizes) // 2]), int(sizes[-1])
 
 
 def read_spec(model: ir.Model) -> ModelSpec | None:

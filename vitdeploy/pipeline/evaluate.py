@@ -181,6 +181,8 @@ def evaluate(request: EvalRequest, listener: Listener | None = None) -> Evaluati
         BackendError: the runtime failed.
         VerificationFailed: eager PyTorch gives NaN or Inf.
     """
+    from vitdeploy.backends import registry
+
     steps = Steps(listener or Listener())
     check_eval(request)
     job = make_job(request, request.artifact, spec_of(request.artifact), steps)
@@ -191,6 +193,7 @@ def evaluate(request: EvalRequest, listener: Listener | None = None) -> Evaluati
         score = score_of(str(request.artifact), answers)
         detail.append(summary(score))
     tell_of(answers, score, steps)
+    run = registry.get(job.backend).settled(request.run)
     found = Evaluation(
         data=str(request.data),
         score=score,
@@ -198,7 +201,7 @@ def evaluate(request: EvalRequest, listener: Listener | None = None) -> Evaluati
         classes=answers.classes,
         label_rule=answers.label_rule,
         skipped=answers.skipped,
-        options={"threads": request.run.threads, "device": request.run.provider or request.run.device},
+        options={"threads": run.threads, "device": run.provider or run.device},
     )
     if other is not None:
         with steps.step("against") as detail:

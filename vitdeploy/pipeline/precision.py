@@ -69,7 +69,7 @@ def convert(job: Job) -> dict[str, Any]:
     precision = job.request.precision
     conversion = CONVERSIONS[precision]
     reports = {} if conversion.convert is None else conversion.convert(job)
-    write_metadata(job.graph, job.spec, precision)
+    write_metadata(job.graph, job.spec, precision, job.request.batch)
     return {"precision": precision, **reports}
 
 
@@ -149,9 +149,11 @@ def half_notes(request: ExportRequest, report: Mapping[str, Any], ran: Mapping[s
     """Compute in fp16 but for the islands, or fp16 storage where the provider promises no more."""
     from vitdeploy.backends import registry
 
-    promise = registry.get(request.backend).capabilities().precisions.get(request.precision, "")
     half, single = ran.get("fp16", 0), ran.get("fp32", 0)
-    if "fp32 compute" in promise and request.run.device == "cpu" and not request.run.provider:
+    backend = registry.get(request.backend)
+    promise = backend.capabilities().precisions.get(request.precision, "")
+    on_cpu = backend.settled(request.run).device == "cpu" and not request.run.provider
+    if on_cpu and "fp32 compute" in promise:
         if half == 0:
             return ["applied: fp16 storage, fp32 compute (this provider has no fp16 kernels)"]
         return [f"applied: fp16 storage; {half} of {half + single} compute ops run in fp16, the rest in fp32"]

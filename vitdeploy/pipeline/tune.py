@@ -160,10 +160,13 @@ def usable(names: Sequence[str]) -> list[str]:
 
     found = []
     for name in names or registry.backends():
-        can = registry.get(name).capabilities()
-        if can.installed:
+        backend = registry.get(name)
+        can = backend.capabilities()
+        if can.installed and can.devices and backend.source == "graph":
             found.append(name)
         elif names:
+            if backend.source != "graph":
+                raise UnsupportedModel(f"tune tries plans of ONNX graphs, from which {name} does not compile.")
             raise MissingDependency(f"The backend {name} cannot run here: {can.reason}.", fix=can.fix or None)
     return sorted(dict.fromkeys(found), key=lambda name: (name != "onnxruntime", name))
 
@@ -470,13 +473,15 @@ def write(stage: Stage, request: TuneRequest, built: Built, shop: Workshop, stat
 
 def measured(request: TuneRequest, shop: Workshop, found: Decision) -> Measured:
     """The chosen plan's latency in the last race."""
+    from vitdeploy.backends import registry
+
     plan = found.chosen.plan
     turns = found.turns[[p.key for p in found.entrants].index(plan.key)]
     batch = shop.request.batch if isinstance(shop.request.batch, int) else shop.request.batch[1]
     stats = LatencyStats.from_seconds([s for turn in turns for s in turn], batch)
     facts = {
         "threads": request.export.run.threads,
-        "device": request.export.run.device,
+        "device": registry.get(plan.backend).settled(request.export.run).device,
         "includes": "input and output copies between host arrays and the runtime; no preprocessing",
         "warmup_s": request.export.warmup,
         "duration_s": request.export.duration,

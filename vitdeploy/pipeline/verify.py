@@ -150,11 +150,12 @@ def request_of(
 
 def read_request(file: Path) -> dict[str, Any]:
     """What an .onnx file alone tells about how it was made."""
-    from vitdeploy.export.metadata import PRECISION
+    from vitdeploy.export.metadata import PRECISION, read_batch
     from vitdeploy.graph.load import load
 
     model = load(file)
     batch = model.graph.inputs[0].shape[0] if model.graph.inputs and model.graph.inputs[0].shape else 1
     opset = model.graph.opset_imports.get("", 20)
     precision = model.metadata_props.get(PRECISION, "fp32")
-    return {"precision": precision, "opset": opset, "batch": batch if isinstance(batch, int) else [1, 2, 8]}
+    dynamic = list(read_batch(model.metadata_props) or (1, 2, 8))
+    return {"precision": precision, "opset": opset, "batch": batch if isinstance(batch, int) else dynamic}

@@ -275,8 +275,17 @@ def print_latency(rows: Sequence[Mapping[str, Any]], ratios: Sequence[Any] = ())
         lines.append(line)
     print_table(heads, lines, right=range(1, len(heads)))
     for row in rows:
+        if row.get("parts"):
+            print(f"{row['label']}   p50 in ms: {parts_line(row['parts'])}")
         for warning in row["warnings"]:
             print(f"{row['label']}: {warning}", file=sys.stderr)
+
+
+def parts_line(parts: Mapping[str, Mapping[str, float]]) -> str:
+    """The medians of a run's parts in one line."""
+    from vitdeploy.bench.parts import WORDS
+
+    return "   ".join(f"{word} {parts[name]['p50']:.3g}" for name, word in WORDS.items() if name in parts)
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, right: Container[int] = ()) -> None:

@@ -37,6 +37,7 @@ class Verification:
         cases: what was run, each {'source': 'synthetic seed 0' or 'data', 'batch': images at once}.
         reasons: why it failed, a sentence each; empty when it passed.
         reference: what the outputs were compared with.
+        stand_in: what ran in the stead of a compiled file that cannot run on this machine; empty where the file ran.
     """
 
     precision: str
@@ -46,6 +47,7 @@ class Verification:
     cases: Sequence[Mapping[str, Any]]
     reasons: Sequence[str]
     reference: str = "PyTorch in float32"
+    stand_in: str = ""
 
     def __bool__(self) -> bool:
         return self.passed
@@ -67,6 +69,7 @@ class Verification:
             "outputs": outputs,
             "reasons": list(self.reasons),
             "reference": self.reference,
+            "stand_in": self.stand_in,
         }
 
     def summary(self) -> str:
