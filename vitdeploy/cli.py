@@ -53,7 +53,13 @@ BackendOpt = Annotated[str, typer.Option(help="Runtime; see vitdeploy doctor.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; by default the backend's usual one.")]
 Provider = Annotated[str | None, typer.Option(help="ONNX Runtime execution provider: cpu, cuda, tensorrt, coreml, ...")]
 ProviderOption = Annotated[
-    list[str] | None, typer.Option(metavar="KEY=VALUE", help="Passed to the provider; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--backend-option",
+        "--provider-option",
+        metavar="KEY=VALUE",
+        help="Passed to the backend or its provider; repeatable.",
+    ),
 ]
 Optimization = Annotated[str, typer.Option(help="The runtime's own graph optimisation: all, extended, basic, off.")]
 Threads = Annotated[int, typer.Option(min=0, max=1024, help="Threads; 0 leaves it to the runtime.")]
@@ -103,7 +109,7 @@ def run_options(
     for text in provider_option or []:
         key, equals, value = text.partition("=")
         if not equals:
-            raise UsageError(f"--provider-option '{text}' is not KEY=VALUE.")
+            raise UsageError(f"--backend-option '{text}' is not KEY=VALUE.")
         pairs[key] = value
     if optimization not in ("all", "extended", "basic", "off"):
         raise UsageError(f"Unknown optimization '{optimization}': one of all, extended, basic, off.")

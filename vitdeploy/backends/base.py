@@ -170,11 +170,13 @@ class Backend(ABC):
         name: as in `--backend`.
         source: 'graph' (compiles from the ONNX graph) or 'program' (from the PyTorch module).
         usual_device: what an empty RunOptions.device means.
+        suffixes: of compiled files that are no ONNX files.
     """
 
     name: str
     source: str = "graph"
     usual_device: str = "cpu"
+    suffixes: tuple[str, ...] = ()
 
     @abstractmethod
     def capabilities(self) -> Capabilities: ...
@@ -213,6 +215,10 @@ class Backend(ABC):
 
     def compiled_census(self, model: Path) -> Census | None:
         """The census that was taken when `model` was compiled, for what cannot be opened here."""
+        return None
+
+    def describe(self, model: Path) -> dict[str, Any] | None:
+        """What is in a compiled file, as JSON values; None where it is an ONNX file, which tells by itself."""
         return None
 
     def scheme(self, options: RunOptions) -> Scheme:

@@ -18,6 +18,8 @@ GROUP = "vitdeploy.backends"
 BUILT_IN = {
     "onnxruntime": "vitdeploy.backends.onnxruntime:OnnxRuntimeBackend",
     "openvino": "vitdeploy.backends.openvino:OpenVinoBackend",
+    "tensorrt": "vitdeploy.backends.tensorrt:TensorRtBackend",
+    "tensorrt-rtx": "vitdeploy.backends.tensorrt_rtx:TensorRtRtxBackend",
 }
 
 

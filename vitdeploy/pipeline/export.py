@@ -74,8 +74,11 @@ def check_backend(request: ExportRequest) -> str:
     """The runtime's version; MissingDependency or UsageError when it cannot do what is asked."""
     from vitdeploy.backends import registry
 
-    can = registry.get(request.backend).capabilities()
+    backend = registry.get(request.backend)
+    can = backend.capabilities()
     if not can.installed:
+        raise MissingDependency(f"The backend {request.backend} cannot run here: {can.reason}.", fix=can.fix or None)
+    if not can.devices and not backend.compiles_ahead(request.run):
         raise MissingDependency(f"The backend {request.backend} cannot run here: {can.reason}.", fix=can.fix or None)
     if request.precision not in can.precisions:
         raise UsageError(

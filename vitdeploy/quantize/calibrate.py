@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitdeploy import cache
 from vitdeploy.errors import UsageError
 from vitdeploy.graph.run import Probe
 from vitdeploy.quantize.observe import BINS, TensorStatistics
@@ -98,12 +99,8 @@ def cache_key(model: ir.Model, images: str, axes: Mapping[str, int]) -> str:
 
 
 def cache_folder() -> Path:
-    """Where sweeps are kept: $VITDEPLOY_CACHE, or vitdeploy/ in the user's cache folder."""
-    own = os.environ.get("VITDEPLOY_CACHE")
-    if own:
-        return Path(own).expanduser() / "calibration"
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base).expanduser() / "vitdeploy" / "calibration"
+    """Where sweeps are kept."""
+    return cache.folder("calibration")
 
 
 def cached(key: str) -> tuple[dict[str, TensorStatistics], int] | None:

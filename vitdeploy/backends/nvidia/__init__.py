@@ -1,0 +1,1 @@
+"""What the backends for NVIDIA's GPUs share: the driver, the builder, engines and their sessions."""
