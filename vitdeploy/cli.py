@@ -171,10 +171,15 @@ def info(
 def doctor(json: Json = False) -> None:
     """Backends, devices and precisions that work here, and fixes."""
     from vitdeploy.backends import registry
+    from vitdeploy.backends.nvidia.gpus import driver
     from vitdeploy.bench.environment import environment
     from vitdeploy.report.tables import backend_facts, print_doctor, print_json
 
-    facts = {"backends": [backend_facts(b) for b in registry.backends().values()], "environment": environment()}
+    facts = {
+        "backends": [backend_facts(b) for b in registry.backends().values()],
+        "nvidia": driver().to_dict(),
+        "environment": environment(),
+    }
     if json:
         print_json(facts)
     else:
@@ -532,7 +537,9 @@ def tune(
 
 @app.command()
 def inspect(
-    model: Annotated[Path, typer.Argument(metavar="ARTIFACT|FILE", help="An artifact's folder or an .onnx file.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="ARTIFACT|FILE", help="An artifact's folder, an .onnx file or an engine.")
+    ],
     scheme: Annotated[
         str | None,
         typer.Option(help="Also hold its Q/DQ against a runtime's scheme: onnxruntime, openvino, tensorrt..."),
@@ -540,12 +547,12 @@ def inspect(
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Ops, precisions, parameters and MACs of an ONNX file.
+    """Ops, precisions, parameters and MACs of an ONNX file; layers and precisions of an engine.
 
     With --scheme, also the nodes whose quantisation a runtime would trip over.
     """
     from vitdeploy.pipeline import inspect_file, lint_file
-    from vitdeploy.report.tables import print_findings, print_json, print_summary
+    from vitdeploy.report.tables import print_compiled, print_findings, print_json, print_summary
 
     summary = inspect_file(model)
     findings = None if scheme is None else lint_file(model, scheme)
@@ -553,7 +560,7 @@ def inspect(
         faults = {} if findings is None else {"scheme": scheme, "findings": [found.to_dict() for found in findings]}
         print_json({**summary, **faults})
     else:
-        print_summary(summary)
+        (print_summary if "ops" in summary else print_compiled)(summary)
         if scheme is not None and findings is not None:
             print_findings(scheme, findings)
     if findings:

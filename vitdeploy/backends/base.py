@@ -170,13 +170,11 @@ class Backend(ABC):
         name: as in `--backend`.
         source: 'graph' (compiles from the ONNX graph) or 'program' (from the PyTorch module).
         usual_device: what an empty RunOptions.device means.
-        suffixes: of compiled files that are no ONNX files.
     """
 
     name: str
     source: str = "graph"
     usual_device: str = "cpu"
-    suffixes: tuple[str, ...] = ()
 
     @abstractmethod
     def capabilities(self) -> Capabilities: ...
@@ -184,6 +182,10 @@ class Backend(ABC):
     def settled(self, options: RunOptions) -> RunOptions:
         """The options with a device in any case."""
         return options if options.device else replace(options, device=self.usual_device)
+
+    def check(self, options: RunOptions) -> None:
+        """Raise UsageError, MissingDependency or UnsupportedModel for options that `compile` could do nothing with."""
+        self._check(self.settled(options))
 
     def compile(self, graph: ir.Model, folder: Path, options: RunOptions, precision: str = "fp32") -> list[Path]:
         """Write what this runtime loads into `folder`; return the files, the model file first.
@@ -217,6 +219,10 @@ class Backend(ABC):
         """The census that was taken when `model` was compiled, for what cannot be opened here."""
         return None
 
+    def made(self, model: Path) -> bool:
+        """Whether a file that is no ONNX file looks like one that this backend compiles."""
+        return False
+
     def describe(self, model: Path) -> dict[str, Any] | None:
         """What is in a compiled file, as JSON values; None where it is an ONNX file, which tells by itself."""
         return None
@@ -238,6 +244,9 @@ class Backend(ABC):
 
     def _compile_program(self, program: Program, folder: Path, options: RunOptions, precision: str) -> list[Path]:
         raise UnsupportedModel(f"The backend {self.name} compiles from an ONNX graph, not from a PyTorch module.")
+
+    def _check(self, options: RunOptions) -> None:  # noqa: B027 -- most find out when they compile
+        pass
 
     @abstractmethod
     def _open(self, model: Path, options: RunOptions) -> Session: ...

@@ -15,5 +15,6 @@ class TensorRtBackend(EngineBackend):
 
     name = "tensorrt"
     module = "tensorrt"
+    magic = b"ftrt"
     fix = f"On a machine with an NVIDIA GPU: pip install 'vitdeploy[tensorrt]'\n{AHEAD}"
     no_gpu = f"Run this on a machine with an NVIDIA GPU and its driver.\n{AHEAD}"

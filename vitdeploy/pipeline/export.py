@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vitdeploy.verify.compare import Verification
 
 STAND_IN = "the graph that was compiled, on ONNX Runtime's CPU provider"
+LISTS = ("layers", "products", "census")  # of a compiled file: in its own record
 CLOSE = 5  # times the bound: beyond, it is no matter of rounding
 
 
@@ -85,6 +86,7 @@ def check_backend(request: ExportRequest) -> str:
             f"{request.backend} has no {request.precision} here: it has {', '.join(can.precisions)}.",
             fix=others_with(request.precision),
         )
+    backend.check(request.run)
     return can.version or ""
 
 
@@ -124,10 +126,13 @@ def export_into(stage: Stage, request: ExportRequest, steps: Steps, version: str
         gc.collect()
         collected = collected or run_candidate(request, files[0], cases)
         notes = precision_notes(request, applied, collected.census)
+        described = backend.describe(files[0]) or {}
         size = sum(path.stat().st_size for path in files)
-        detail += [f"{request.backend} {version}, {request.run.provider or request.run.device}", mb(size), *notes]
+        detail += [f"{request.backend} {version}, {where(request, described)}", mb(size), *notes]
     draw_sensitivity(stage.folder, applied)
     applied |= {"notes": notes, "census": collected.census.to_dict() if collected.census else None}
+    if described:
+        applied["compiled"] = {key: value for key, value in described.items() if key not in LISTS}
     manifest = Manifest(
         model=spec,
         request=request_record(request),
@@ -158,6 +163,13 @@ def export_into(stage: Stage, request: ExportRequest, steps: Steps, version: str
             detail.append(bench_line(measured))
         manifest = replace(manifest, bench=measured.to_dict(), steps=steps.done)
     return finish(stage, manifest)
+
+
+def where(request: ExportRequest, described: Mapping[str, Any]) -> str:
+    """The device that a file was compiled for."""
+    named = described.get("compute_capabilities")
+    here = request.run.provider or request.run.device
+    return f"for compute capability {', '.join(named)}" if named else here
 
 
 def draw_sensitivity(folder: Path, applied: dict[str, Any]) -> None:

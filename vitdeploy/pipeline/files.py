@@ -61,13 +61,30 @@ def bench_files(
 
 
 def inspect_file(path: Path) -> dict[str, Any]:
-    """Ops, dtypes, parameters, MACs, inputs and outputs of an ONNX file, as JSON values."""
+    """Ops, dtypes, parameters, MACs, inputs and outputs of an ONNX file, as JSON values.
+
+    Of a compiled file, which has another suffix, what its backend tells: layers, precisions, where it runs.
+    """
     from vitdeploy.graph.load import load
     from vitdeploy.graph.ops import summarize
 
-    file, _ = model_file(path)
-    summary = summarize(load(file))
-    return {"file": str(file), "bytes": file.stat().st_size, **summary}
+    file, artifact = model_file(path)
+    about = {"file": str(file), "bytes": file.stat().st_size}
+    described = describe(file, artifact.manifest.request.get("backend") if artifact is not None else None)
+    return {**about, **(summarize(load(file)) if described is None else described)}
+
+
+def describe(file: Path, backend: str | None) -> dict[str, Any] | None:
+    """What a compiled file's backend tells of it: the one that made it, or whichever knows the look of it.
+
+    None for an ONNX file.
+    """
+    from vitdeploy.backends import registry
+
+    if backend is not None:
+        return registry.get(backend).describe(file)
+    maker = next((one for one in registry.backends().values() if one.made(file)), None)
+    return None if maker is None else maker.describe(file)
 
 
 def lint_file(path: Path, scheme: str) -> list[Finding]:
@@ -80,7 +97,10 @@ def lint_file(path: Path, scheme: str) -> list[Finding]:
     from vitdeploy.quantize.lint import lint
 
     wanted = schemes.get(scheme)
-    return lint(load(model_file(path)[0]), wanted)
+    file, artifact = model_file(path)
+    if describe(file, artifact.manifest.request.get("backend") if artifact is not None else None) is not None:
+        raise UsageError(f"{file} is compiled: a scheme is about the Q/DQ of an ONNX file.")
+    return lint(load(file), wanted)
 
 
 def predict_images(

@@ -51,7 +51,8 @@ def verify_artifact(
     file, artifact = model_file(path)
     if artifact is not None:
         warn_of_changes(artifact, steps)
-    check_external_data(file)
+    if artifact is None:
+        check_external_data(file)
     spec = relocated(trusted(spec_of(path), model, path), weights)
     request = request_of(artifact, file, options or RunOptions(), spec, data, tolerance)
     cases = verification_cases(request, spec)

@@ -103,6 +103,10 @@ def print_artifact(artifact: Artifact) -> None:
     files = ", ".join(f"{name} {mb(entry['bytes'])}" for name, entry in manifest.files.items())
     print(f"{artifact.folder}/   {files}, manifest.json")
     folder = shlex.quote(str(artifact.folder))
+    if (manifest.verification or {}).get("stand_in"):
+        print(f"next   vitdeploy inspect {folder}")
+        print(f"       vitdeploy verify {folder}   and   vitdeploy bench {folder}   on the machine that it is for")
+        return
     print(f"next   vitdeploy predict {folder} photo.jpg")
     print(f"       vitdeploy bench {folder} --threads 2")
     print(f"       vitdeploy inspect {folder}")

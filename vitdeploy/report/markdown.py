@@ -20,6 +20,11 @@ def report(manifest: Manifest) -> str:
         facts = f"{graph.get('nodes')} nodes, {graph.get('parameters', 0) / 1e6:.2f} M parameters"
         lines.append(f"- graph: {facts}, {(graph.get('macs') or 0) / 1e9:.3f} GMACs an image")
     lines += [f"- note: {note}" for note in manifest.applied.get("notes", [])]
+    compiled = manifest.applied.get("compiled") or {}
+    if compiled:
+        lines.append(f"- compiled: {plain({key: value for key, value in compiled.items() if value})}")
+    if (manifest.verification or {}).get("stand_in"):
+        lines.append(f"- **not run**: what was verified is {(manifest.verification or {})['stand_in']}")
     lines += [
         "",
         "## Steps",
@@ -123,6 +128,10 @@ def bench_lines(bench: Mapping[str, Any] | None) -> list[str]:
         *table(("batch", "threads", *(f"{k} ms" for k in keys), "images/s", "runs"), [bench_row(bench, keys)]),
     ]
     lines += ["", f"Includes {bench.get('includes')}. Warm-up {bench.get('warmup_s')} s; every sample counted."]
+    parts = bench.get("parts") or {}
+    if parts:
+        rows = [(name, *(f"{part[k]:.3f}" for k in keys), str(part["count"])) for name, part in parts.items()]
+        lines += ["", *table(("part", *(f"{k} ms" for k in keys), "runs"), rows), ""]
     if bench.get("peak_rss_bytes"):
         lines.append(f"Peak memory of a process that only runs it: {bench['peak_rss_bytes'] / 1e6:.0f} MB.")
     lines += [f"- {warning}" for warning in bench.get("warnings", [])]

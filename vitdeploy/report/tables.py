@@ -134,14 +134,28 @@ def backend_facts(backend: Backend) -> dict[str, Any]:
 
 def print_doctor(facts: Mapping[str, Any]) -> None:
     for found in facts["backends"]:
-        state = f"{found['version']}, {', '.join(found['devices'])}" if found["installed"] else f"no: {found['reason']}"
+        where = ", ".join(found["devices"]) or f"nowhere to run: {found['reason']}"
+        state = f"{found['version']}, {where}" if found["installed"] else f"no: {found['reason']}"
         print(f"{found['name']:<14} {state}")
         for precision, how in found["precisions"].items():
             print(f"{'':14} {precision:<12} {how}")
-        if found["fix"]:
-            print(f"{'':14} fix: {found['fix']}")
+        for i, line in enumerate((found["fix"] or "").splitlines()):
+            print(f"{'':14} {'fix: ' if i == 0 else '     '}{line}")
     print()
+    print_nvidia(facts["nvidia"])
     print_facts(facts["environment"])
+
+
+def print_nvidia(found: Mapping[str, Any]) -> None:
+    """The driver and its GPUs, with the precisions that they have tensor cores for."""
+    if not found["gpus"]:
+        print(f"{'nvidia':<14} no GPU: {found['reason']}")
+    else:
+        print(f"{'nvidia':<14} driver {found['driver'] or 'of unknown version'}, CUDA {found['cuda']}")
+    for i, gpu in enumerate(found["gpus"]):
+        fast = gpu["fast"] or "nothing: it has no tensor cores"
+        about = f"{gpu['name']}, compute capability {gpu['compute_capability']}, {mb(gpu['memory_bytes'])}"
+        print(f"{'':14} cuda:{i}  {about}, fast in {fast}")
 
 
 def print_summary(summary: Mapping[str, Any]) -> None:
@@ -155,6 +169,34 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     print()
     rows = [(op, str(n)) for op, n in sorted(ops.items(), key=lambda item: (-item[1], item[0]))]
     print_table(("op", "nodes"), rows, right=(1,))
+
+
+def print_compiled(described: Mapping[str, Any]) -> None:
+    """What a compiled file is made of: facts, then its layers where they are known."""
+    layers = described.get("layers") or []
+    census = described.get("census") or {}
+    print_facts({k: v for k, v in described.items() if k not in ("layers", "census", "products")})
+    if census:
+        print_facts({"compute ops": dict(sorted(census["compute"].items())), "casts": census["casts"]})
+    if not layers:
+        return
+    print()
+    heads = ("layer", "kind", "precision", "inputs", "ONNX nodes")
+    rows = [
+        (
+            clipped(layer["name"], 40),
+            layer["kind"],
+            layer.get("precision", ""),
+            " ".join(layer["inputs"]),
+            clipped(", ".join(layer["nodes"]), 60),
+        )
+        for layer in layers
+    ]
+    print_table(heads, rows)
+
+
+def clipped(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 3]}..."
 
 
 def print_tuned(found: Mapping[str, Any]) -> None:

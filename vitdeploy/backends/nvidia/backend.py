@@ -32,14 +32,15 @@ class EngineBackend(Backend):
 
     Attributes:
         module: the Python module.
+        magic: first bytes of its plan files.
         fix: what to do where it is not installed; no_gpu: where there is no GPU.
     """
 
     module: str
+    magic: bytes
     fix: str
     no_gpu: str
     usual_device = "cuda"
-    suffixes = (".plan", ".engine")
 
     def capabilities(self) -> Capabilities:
         found, there = installation(self.module), driver()
@@ -59,12 +60,18 @@ class EngineBackend(Backend):
         facts = Facts.read(model)
         return facts.census() if facts is not None else None
 
+    def _check(self, options: RunOptions) -> None:
+        self._target(options, EngineOptions.read(options.provider_options))
+
+    def made(self, model: Path) -> bool:
+        with model.open("rb") as file:
+            return file.read(len(self.magic)) == self.magic
+
     def describe(self, model: Path) -> dict[str, Any] | None:
         """What `engine.json` tells, or else the engine itself, which takes a GPU."""
         facts = Facts.read(model)
         if facts is not None:
-            census = facts.census()
-            return {**facts.to_dict(), "census": census.to_dict() if census is not None else None}
+            return facts.to_summary()
         with self.open(model, RunOptions()) as session:
             return {"runtime": self.module, "census": session.census().to_dict()}
 
@@ -100,29 +107,33 @@ class EngineBackend(Backend):
             )
         return self._gpu(options)[1]
 
-    def _gpu(self, options: RunOptions) -> tuple[int, Gpu]:
+    def _gpu(self, options: RunOptions, fix: str = "") -> tuple[int, Gpu]:
         """The number of the GPU and what it is. Raises UsageError or MissingDependency where there is none such."""
+        there, index = driver(), self._index(options)
+        if not there.gpus:
+            need = f"{TITLES[self.module]} needs an NVIDIA GPU, and {there.reason}."
+            raise MissingDependency(need, fix=fix or self.no_gpu)
+        if index >= len(there.gpus):
+            raise UsageError(f"There is no {options.device}: this machine's last GPU is cuda:{len(there.gpus) - 1}.")
+        return index, there.gpus[index]
+
+    def _index(self, options: RunOptions) -> int:
         kind, colon, number = options.device.partition(":")
         if kind != "cuda" or (colon and not number.isdecimal()) or options.provider is not None:
             asked = options.provider or options.device
             raise UsageError(f"{TITLES[self.module]} has no device '{asked}'.", fix="One of cuda, cuda:0, cuda:1, ...")
-        there, index = driver(), int(number or 0)
-        if not there.gpus:
-            raise MissingDependency(f"{TITLES[self.module]} needs an NVIDIA GPU, and {there.reason}.", fix=self.no_gpu)
-        if index >= len(there.gpus):
-            raise UsageError(f"There is no {options.device}: this machine's last GPU is cuda:{len(there.gpus) - 1}.")
-        return index, there.gpus[index]
+        return int(number or 0)
 
     def _open(self, model: Path, options: RunOptions) -> Session:
         found = installation(self.module)
         if not found:
             raise MissingDependency(f"{model} cannot be opened: {found.reason}.", fix=self.fix)
         wanted = EngineOptions.read(options.provider_options)
-        index, _ = self._gpu(options)
         facts = Facts.read(model)
+        if facts is not None and facts.runtime != self.module:
+            raise UsageError(f"{model} was built by {TITLES.get(facts.runtime, facts.runtime)}.")
+        index, _ = self._gpu(options, "Open it on the machine that it was compiled for." if facts else "")
         if facts is not None:
-            if facts.runtime != self.module:
-                raise UsageError(f"{model} was built by {TITLES.get(facts.runtime, facts.runtime)}.")
             facts.check_fits(model, found.version, driver(), index)
         return self._session(model, index, wanted, facts)
 

@@ -20,7 +20,7 @@ from vitdeploy.backends.nvidia.install import TITLES
 from vitdeploy.backends.nvidia.layers import Layer
 from vitdeploy.backends.nvidia.options import EngineOptions, Profile, Range
 from vitdeploy.backends.nvidia.refusals import builder_refusal, parser_refusal
-from vitdeploy.errors import BackendError, UsageError
+from vitdeploy.errors import BackendError, UnsupportedModel, UsageError
 
 FLAGS = ("version_compatible", "exclude_lean_runtime", "refit", "strip_plan", "weight_streaming", "sparse_weights")
 POOLS = ("workspace", "tactic_dram", "tactic_shared_memory")
@@ -113,17 +113,12 @@ def configure(trt: Any, config: Any, job: Job) -> None:
 
 def _aim(trt: Any, config: Any, capabilities: Sequence[str]) -> None:
     """Name the GPUs that an engine of TensorRT-RTX is for."""
-    members = trt.ComputeCapability.__members__
-    known = {name[2:-1] + "." + name[-1]: member for name, member in members.items() if name.startswith("SM")}
-    for capability in capabilities:
-        if capability not in known:
-            raise UsageError(
-                f"TensorRT-RTX does not compile for compute capability {capability}.",
-                fix=f"It does for {', '.join(known)}.",
-            )
     config.num_compute_capabilities = len(capabilities)
     for index, capability in enumerate(capabilities):
-        config.set_compute_capability(known[capability], index)
+        member = getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}", None)
+        if member is None:
+            raise UnsupportedModel(f"This TensorRT-RTX does not compile for compute capability {capability}.")
+        config.set_compute_capability(member, index)
 
 
 def add_profiles(builder: Any, network: Any, config: Any, job: Job) -> list[dict[str, Range]]:

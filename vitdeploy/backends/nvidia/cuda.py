@@ -103,8 +103,8 @@ class CudaLane(Lane):
         self._pinned.append(pinned)
         address = int(self._call("cudaMalloc", size))
         self._device.append(address)
-        view = (ctypes.c_uint8 * size).from_address(pinned)
-        return Buffer(np.frombuffer(view, np.uint8), address)
+        memory = (ctypes.c_uint8 * size).from_address(pinned)
+        return Buffer(np.ctypeslib.as_array(memory), address)
 
     def upload(self, buffer: Buffer, size: int) -> None:
         self._copy(buffer.address, buffer.host.ctypes.data, size, "cudaMemcpyHostToDevice")

@@ -54,6 +54,12 @@ class Facts:
         own = {f.name: getattr(self, f.name) for f in fields(self)}
         return own | {"layers": [layer.to_dict() for layer in self.layers]}
 
+    def to_summary(self) -> dict[str, Any]:
+        """JSON values for people: with the precision of each layer, and the census."""
+        census = self.census()
+        layers = [layer.to_dict() | {"precision": layer.precision} for layer in self.layers]
+        return self.to_dict() | {"layers": layers, "census": census.to_dict() if census is not None else None}
+
     def write(self, plan: Path) -> Path:
         """Beside the plan file; returns the path."""
         file = plan.with_name(FACTS)
