@@ -151,9 +151,7 @@ def _recorded_class(module: ModuleType, kind: str, parts: dict[str, list[str]], 
     return type(kind, (), {"__init__": init, "__getattr__": get, "__setattr__": put, **constants})
 
 
-def _check(
-    module: ModuleType, kind: str, member: str, doc: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> str:
+def _check(module: ModuleType, kind: str, member: str, doc: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """Hold arguments against the signatures in a docstring; returns the type that the one that fits gives back."""
     signatures = re.findall(rf"^(?:\d+\. )?{re.escape(member)}\((.*)\) -> (.*)$", doc, re.MULTILINE)
     signatures = [pair for pair in signatures if pair[0] != "*args, **kwargs"]

@@ -222,7 +222,9 @@ def test_build_names_node_reason_and_mend_when_the_parser_refuses(tensorrt: Tens
     }
     with pytest.raises(UnsupportedModel) as caught:
         build(job(tmp_path))
-    assert "at the DequantizeLinear 'blocks.0/dq': Found unsupported input type of UINT8 (and 1 more)" in str(caught.value)
+    assert "at the DequantizeLinear 'blocks.0/dq': Found unsupported input type of UINT8 (and 1 more)" in str(
+        caught.value
+    )
     assert "scheme tensorrt" in str(caught.value.fix)
 
 
@@ -248,9 +250,9 @@ REMOVED: dict[str, Seed] = {
     "ICudaEngine.device_memory_size": lambda trt, config: object.__new__(trt.ICudaEngine).device_memory_size,
     "ITensor.set_dynamic_range": lambda trt, config: object.__new__(trt.ITensor).set_dynamic_range(-1.0, 1.0),
     "ILayer.precision": lambda trt, config: setattr(object.__new__(trt.ILayer), "precision", trt.DataType.HALF),
-    "context without memory": lambda trt, config: (
-        object.__new__(trt.ICudaEngine).create_execution_context_without_device_memory()
-    ),
+    "context without memory": lambda trt, config: object.__new__(
+        trt.ICudaEngine
+    ).create_execution_context_without_device_memory(),
 }
 
 
