@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from vitdeploy.backends.base import Backend, RunOptions, Session
 from vitdeploy.backends.registry import backends
 from vitdeploy.errors import BackendError, UsageError
+from vitdeploy.export.metadata import BATCH
 
 RNG = np.random.default_rng(0)
 KERNEL = RNG.standard_normal((8, 3, 1, 1)).astype(np.float32)
@@ -40,7 +41,9 @@ def graph(batch: int | str = "batch") -> ir.Model:
             numpy_helper.from_array(np.array([2, 3]), "axes"),
         ],
     )
-    return ir.from_proto(helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
+    model = ir.from_proto(helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
+    model.metadata_props[BATCH] = "1:2:8"
+    return model
 
 
 def expected(image: np.ndarray) -> dict[str, np.ndarray]:

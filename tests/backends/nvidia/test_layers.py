@@ -16,7 +16,7 @@ from vitdeploy.errors import BackendError, UsageError
 # As TensorRT-RTX 1.7's builder logs it.
 LINE = (
     "Name: fc1_myl0_7, LayerType: gemm, Inputs: [ { Name: x, Dimensions: [1,197,192], Strides: [37824,192,1], "
-    "StrideOrder: [2,1,0], Datatype: Int8, Format: (Linear) Row major linear format }, { Name: bias, Dimensions: [768], "
+    "StrideOrder: [2,1,0], Datatype: Int8, Format: (Linear) Row major linear format }, { Name: b, Dimensions: [768], "
     "Datatype: Half, Format: (Linear) Row major linear format }], Constants: [ { Name: w, Dimensions: [192,768], "
     "Datatype: Int8, Format: (Linear) Row major linear format }], Outputs: [ { Name: y, Dimensions: [1,197,768], "
     "Datatype: Half, Format: (Linear) Row major linear format }], TacticName: sm89_xmma, StreamId: 0, Metadata: "

@@ -1,4 +1,4 @@
-"""What we ask of TensorRT, held against the API of NVIDIA's real bindings, of the last 10 and of 11: no GPU is needed."""
+"""What we ask of TensorRT, held against the API of NVIDIA's real bindings, of a 10 and an 11: it takes no GPU."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ ENGINE: dict[tuple[str, str], Any] = {
     ("ICudaEngine", "num_optimization_profiles"): 2,
     ("ICudaEngine", "get_tensor_name"): lambda index: ("image", "logits")[index],
     ("ICudaEngine", "get_tensor_shape"): lambda name: (-1, 3, 4, 4) if name == "image" else (-1, 5),
-    ("ICudaEngine", "get_tensor_profile_shape"): lambda name, index: [(n, 3, 4, 4) for n in ((1, 2, 4), (5, 6, 8))[index]],
+    ("ICudaEngine", "get_tensor_profile_shape"): lambda name, i: [(n, 3, 4, 4) for n in ((1, 2, 4), (5, 6, 8))[i]],
     ("EngineInspector", "get_engine_information"): json.dumps(LAYERS),
 }  # fmt: skip
 
@@ -291,7 +291,7 @@ def test_call_that_fits_no_signature_fails_a_build_when_it_is_seeded(
         build(job(tmp_path))
 
 
-# --- A session, on a stream that only keeps count -----------------------------------------------------------------------
+# --- A session, on a stream that only keeps count ---------------------------------------------------------------------
 
 
 class CountingLane(Lane):
