@@ -76,9 +76,9 @@ def check_triton(request: ExportRequest) -> None:
             f"ONNX Runtime within Triton has no {provider} provider.",
             fix=f"It has cpu, {', '.join(ACCELERATORS)}.",
         )
-    if request.run.provider_options and provider != "cuda":
+    if request.run.provider_options and (request.backend, provider) != ("onnxruntime", "cuda"):
         raise UsageError(
-            "Triton is told provider options for cuda alone.",
+            "Triton is told provider options for ONNX Runtime's cuda alone.",
             fix="Leave --provider-option out, and set in config.pbtxt what Triton's backend knows.",
         )
 
@@ -102,7 +102,7 @@ def lay_out(
     for file, place in zip(files, places, strict=True):
         place.parent.mkdir(parents=True, exist_ok=True)
         file.rename(place)
-    about = {CONFIG: text(config(request, spec, files[0].name, outputs))}
+    about = {CONFIG: text(config(request, spec, files[0].relative_to(folder).as_posix(), outputs))}
     if spec.labels:
         about[LABELS] = "".join(" ".join(label.splitlines()) + "\n" for label in spec.labels)
     for name, content in about.items():
@@ -132,7 +132,7 @@ def config(request: ExportRequest, spec: ModelSpec, file: str, outputs: Mapping[
     """Triton's ModelConfig as nested values, ready for `text`.
 
     Args:
-        file: the model file's name.
+        file: the model file, relative to the version's folder.
         outputs: see `lay_out`.
     """
     server = SERVERS[request.backend]
