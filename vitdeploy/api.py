@@ -51,9 +51,9 @@ def export(model: str, *, listener: Listener | None = None, **options: Any) -> A
         model: as for `build`.
         listener: hears about steps and notes.
         options: fields of ExportRequest (precision, io_precision, backend, batch, opset, data, tolerance, bench,
-            warmup, duration, out, force; for int8: calib, calib_random, calib_images, strict, scheme), of Int8Options
-            (method, correct_bias, rounding, attention, keep, equalize), of BuildOptions (see `build`) and of RunOptions
-            (device, threads, optimization, provider, provider_options), all flat.
+            warmup, duration, layout, out, force; for int8: calib, calib_random, calib_images, strict, scheme), of
+            Int8Options (method, correct_bias, rounding, attention, keep, equalize), of BuildOptions (see `build`) and
+            of RunOptions (device, threads, optimization, provider, provider_options), all flat.
 
     Raises:
         UsageError, MissingDependency, VerificationFailed, PrecisionNotApplied, BackendError, UnsupportedModel.

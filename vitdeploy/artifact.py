@@ -20,6 +20,7 @@ from vitdeploy.spec import LARGEST_BATCH, ModelSpec
 from vitdeploy.staging import disk_errors, files_in, flush, flush_folder, make_stage, move_into, tidy
 
 MANIFEST = "manifest.json"
+REPOSITORY = "triton"  # the folder that is a Triton model repository: NAME/VERSION/model file
 SCHEMA = 1
 
 
@@ -158,7 +159,7 @@ class Artifact:
         path = Path(path)
         if not path.exists():
             raise UsageError(f"No such artifact: {path}.")
-        folder = path if path.is_dir() else path.parent
+        folder = path if path.is_dir() else folder_of(path)
         file = folder / MANIFEST
         if not file.is_file():
             raise UsageError(f"{path} is not an artifact: {'it' if folder == path else folder} has no {MANIFEST}.")
@@ -261,6 +262,13 @@ def staged(destination: Path, *, force: bool = False) -> Iterator[Stage]:
                     parent.rmdir()
         if lock is not None:
             os.close(lock)
+
+
+def folder_of(file: Path) -> Path:
+    """The folder of the artifact that a file would belong to: its own, or the one around a Triton model repository."""
+    parents = (file if len(file.parents) > 3 else file.absolute()).parents
+    around = parents[3:4] if len(parents) > 3 and parents[2].name == REPOSITORY else ()
+    return next((folder for folder in (file.parent, *around) if (folder / MANIFEST).is_file()), file.parent)
 
 
 def digest_file(path: Path) -> str:

@@ -249,6 +249,9 @@ def export(
     threads: Threads = 1,
     warmup: Warmup = 0.5,
     duration: Duration = 3.0,
+    layout: Annotated[
+        str, typer.Option(help="Of the artifact's folder: plain, or triton for an NVIDIA Triton model repository.")
+    ] = "plain",
     out: Annotated[Path | None, typer.Option(help="The artifact's folder; by default MODEL-PRECISION.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing artifact.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done.")] = False,
@@ -295,6 +298,7 @@ def export(
         bench=bench,
         warmup=warmup,
         duration=duration,
+        layout=layout,
         out=out,
         force=force,
     )

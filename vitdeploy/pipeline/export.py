@@ -16,6 +16,7 @@ from vitdeploy.export.trace import OPSET
 from vitdeploy.models.build import Built
 from vitdeploy.pipeline.precision import Job, convert, lowest_opset, precision_notes, range_samples
 from vitdeploy.pipeline.request import ExportRequest, Listener, Steps, check_request, request_record
+from vitdeploy.pipeline.triton import caveats, lay_out
 from vitdeploy.report.tables import mb
 from vitdeploy.spec import STATIC_INT8, ModelSpec
 
@@ -121,6 +122,7 @@ def export_into(stage: Stage, request: ExportRequest, steps: Steps, version: str
     facts = {"nodes": graph.graph.num_nodes(), "parameters": parameters(graph)[0], "macs": macs(graph).total}
     with steps.step("compile") as detail:
         files = backend.compile(graph, stage.folder, request.run, request.precision)
+        files = lay_out(request, spec, files, stage.folder, reference[0])
         collected = run_stand_in(request, graph, files[0], cases) if ahead else None
         del graph
         gc.collect()
@@ -130,6 +132,9 @@ def export_into(stage: Stage, request: ExportRequest, steps: Steps, version: str
         size = sum(path.stat().st_size for path in files)
         detail += [f"{request.backend} {version}, {where(request, described)}", mb(size), *notes]
     draw_sensitivity(stage.folder, applied)
+    for caveat in caveats(request):
+        steps.note(caveat)
+        notes.append(caveat)
     applied |= {"notes": notes, "census": collected.census.to_dict() if collected.census else None}
     if described:
         applied["compiled"] = {key: value for key, value in described.items() if key not in LISTS}
@@ -137,7 +142,7 @@ def export_into(stage: Stage, request: ExportRequest, steps: Steps, version: str
         model=spec,
         request=request_record(request),
         applied=applied,
-        model_file=files[0].name,
+        model_file=files[0].relative_to(stage.folder).as_posix(),
         passes=passes,
         graph=facts,
         environment=machine(),

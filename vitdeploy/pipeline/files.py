@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy.artifact import MANIFEST, Artifact
+from vitdeploy.artifact import MANIFEST, Artifact, folder_of
 from vitdeploy.backends.base import RunOptions
 from vitdeploy.errors import UsageError
 from vitdeploy.spec import ModelSpec
@@ -24,7 +24,7 @@ def model_file(path: Path) -> tuple[Path, Artifact | None]:
     if path.is_dir():
         artifact = Artifact.load(path)
         return artifact.model_path, artifact
-    return path, Artifact.load(path) if (path.parent / MANIFEST).is_file() else None
+    return path, Artifact.load(path) if (folder_of(path) / MANIFEST).is_file() else None
 
 
 def spec_of(path: Path) -> ModelSpec:

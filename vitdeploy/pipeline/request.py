@@ -19,6 +19,8 @@ from vitdeploy.quantize import schemes
 from vitdeploy.quantize.options import Int8Options
 from vitdeploy.spec import LARGEST_BATCH, PRECISIONS, STATIC_INT8
 
+LAYOUTS = ("plain", "triton")
+
 
 @dataclass(frozen=True)
 class ExportRequest:
@@ -43,6 +45,7 @@ class ExportRequest:
         sensitivity: int8: also measure the error of each op alone.
         tolerance: on the maximum error relative to the largest logit; None takes the precision's.
         bench: measure latency; warmup, duration: its seconds.
+        layout: of the artifact's folder, one of LAYOUTS.
         out: the artifact's folder; None derives it from model and precision.
         force: replace an existing artifact.
     """
@@ -67,6 +70,7 @@ class ExportRequest:
     bench: bool = True
     warmup: float = 0.5
     duration: float = 3.0
+    layout: str = "plain"
     out: Path | None = None
     force: bool = False
 
@@ -144,7 +148,17 @@ def check_request(request: ExportRequest) -> None:
     check_calibration(request)
     if request.int8.keep and request.precision in ("fp32", "fp16", "bf16"):
         raise UsageError(f"--keep leaves layers out of int8 or int4, and {request.precision} is neither.")
+    check_layout(request)
     check_common(request)
+
+
+def check_layout(request: ExportRequest) -> None:
+    from vitdeploy.pipeline.triton import check_triton
+
+    if request.layout not in LAYOUTS:
+        raise UsageError(f"Unknown layout '{request.layout}': one of {', '.join(LAYOUTS)}.")
+    if request.layout == "triton":
+        check_triton(request)
 
 
 def check_common(request: ExportRequest) -> None:

@@ -151,6 +151,8 @@ def check_tune(request: TuneRequest) -> None:
         raise UsageError(f"A search needs {FEWEST} images at least, and no negative time.")
     if request.data is not None and not request.data.exists():
         raise UsageError(f"There is no {request.data}.")
+    if export.layout != "plain":
+        raise UsageError("tune writes the plain layout only.")
     check_common(export)
 
 

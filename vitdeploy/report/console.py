@@ -7,6 +7,7 @@ import sys
 from contextlib import ExitStack, redirect_stdout
 from typing import TYPE_CHECKING
 
+from vitdeploy.artifact import REPOSITORY
 from vitdeploy.exits import stop_if_asked
 from vitdeploy.pipeline import Listener
 from vitdeploy.report.tables import amount, mb, print_latency
@@ -110,3 +111,5 @@ def print_artifact(artifact: Artifact) -> None:
     print(f"next   vitdeploy predict {folder} photo.jpg")
     print(f"       vitdeploy bench {folder} --threads 2")
     print(f"       vitdeploy inspect {folder}")
+    if manifest.request.get("layout") == "triton":
+        print(f"       tritonserver --model-repository={shlex.quote(str(artifact.folder.absolute() / REPOSITORY))}")

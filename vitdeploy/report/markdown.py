@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
-from vitdeploy.artifact import Manifest
+from vitdeploy.artifact import REPOSITORY, Manifest
 
 
 def report(manifest: Manifest) -> str:
@@ -19,6 +20,10 @@ def report(manifest: Manifest) -> str:
     if graph:
         facts = f"{graph.get('nodes')} nodes, {graph.get('parameters', 0) / 1e6:.2f} M parameters"
         lines.append(f"- graph: {facts}, {(graph.get('macs') or 0) / 1e9:.3f} GMACs an image")
+    if request.get("layout") == "triton":
+        lines.append(
+            f"- layout: Triton model repository {REPOSITORY}/, model {PurePosixPath(manifest.model_file).parts[1]}"
+        )
     lines += [f"- note: {note}" for note in manifest.applied.get("notes", [])]
     compiled = manifest.applied.get("compiled") or {}
     if compiled:
