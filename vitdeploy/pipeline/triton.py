@@ -76,10 +76,12 @@ def check_triton(request: ExportRequest) -> None:
             f"ONNX Runtime within Triton has no {provider} provider.",
             fix=f"It has cpu, {', '.join(ACCELERATORS)}.",
         )
-    if request.run.provider_options and (request.backend, provider) != ("onnxruntime", "cuda"):
+    # TensorRT's are of the builder, and in the plan; Triton knows those of ONNX Runtime's cuda.
+    carried = request.backend == "tensorrt" or (request.backend, provider) == ("onnxruntime", "cuda")
+    if request.run.provider_options and not carried:
         raise UsageError(
-            "Triton is told provider options for ONNX Runtime's cuda alone.",
-            fix="Leave --provider-option out, and set in config.pbtxt what Triton's backend knows.",
+            f"Triton cannot be told backend options of {request.backend} on {provider}.",
+            fix="Leave --backend-option out, and set in config.pbtxt what Triton's backend knows.",
         )
 
 

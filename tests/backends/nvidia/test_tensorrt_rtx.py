@@ -92,7 +92,7 @@ def test_families_are_all_that_the_catalog_has() -> None:
 
 @pytest.mark.parametrize("batch", [STATIC, DYNAMIC], ids=["static", "dynamic"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in FAMILIES])
 def test_engine_runs_what_was_asked_for(family: str, precision: str, batch: Batch, tmp_path: Path) -> None:
     request = request_for(family, batch, precision)
     facts, census, notes = compiled(request, family, tmp_path)

@@ -1,4 +1,4 @@
-"""The few calls of CUDA that a session makes: through cuda-python, or through PyTorch where that has CUDA."""
+"""The few calls of CUDA that a session makes: through cuda-bindings, or through PyTorch where that has CUDA."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from vitdeploy.errors import BackendError, MissingDependency
 
-INSTALL = "pip install cuda-python"
+INSTALL = "pip install cuda-bindings"
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Lane(ABC):
 
 
 class CudaLane(Lane):
-    """Through cuda-python's bindings of the CUDA runtime."""
+    """Through NVIDIA's own bindings of the CUDA runtime: the package cuda-bindings, of cuda-python."""
 
     def __init__(self, device: int, api: Any) -> None:
         self._api = api
@@ -222,5 +222,5 @@ def lane(device: int) -> Lane:
     except (ImportError, OSError, RuntimeError):
         pass
     raise MissingDependency(
-        "Running an engine takes cuda-python, or a PyTorch that has CUDA, and neither is here.", fix=INSTALL
+        "Running an engine takes cuda-bindings, or a PyTorch that has CUDA, and neither is here.", fix=INSTALL
     )
