@@ -551,7 +551,9 @@ def inspect(
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Ops, precisions, parameters and MACs of an ONNX file; layers and precisions of an engine.
+    """Ops or layers, precisions and MACs of a file.
+
+    Of an engine: its layers, their precisions, and on its GPU their share of the time.
 
     With --scheme, also the nodes whose quantisation a runtime would trip over.
     """

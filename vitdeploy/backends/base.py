@@ -111,10 +111,15 @@ class Census:
 
 
 class Session(ABC):
-    """Something that runs. A context manager; outputs belong to the caller."""
+    """Something that runs. A context manager; outputs belong to the caller.
+
+    Attributes:
+        includes: what the time of a `run` is made of.
+    """
 
     inputs: Sequence[TensorSpec]
     outputs: Sequence[TensorSpec]
+    includes: str = "input and output copies between host arrays and the runtime; no preprocessing"
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once. Raises UsageError on a wrong name, dtype or shape and BackendError when the runtime fails."""
@@ -151,6 +156,10 @@ class Session(ABC):
             Seconds of each of several runs, by part: 'h2d' (inputs to the device), 'compute', 'd2h' (outputs back),
             'latency' (their sum) and, where launching work is apart from doing it, 'enqueue'. Empty on a host's CPU.
         """
+        return {}
+
+    def device_state(self) -> dict[str, float]:
+        """Clocks, temperature and power of the device now, where it tells: sm_clock_mhz, temperature_c, ..."""
         return {}
 
     def close(self) -> None:  # noqa: B027 -- most runtimes free their memory when the object goes

@@ -93,10 +93,25 @@ def random_input(shape: Sequence[int | str], dtype: str, batch: int | None, labe
     return np.random.default_rng(0).standard_normal((size, *rest), dtype=np.float32).astype(dtype)  # type: ignore[arg-type]
 
 
-def run_alone(candidate: Candidate, options: RunOptions, batch: int | None, seconds: float) -> dict[str, list[float]]:
+@dataclass(frozen=True)
+class Alone:
+    """What a candidate tells when it has the device for itself.
+
+    Attributes:
+        parts: see Session.parts.
+        includes: see Session.includes.
+        device_state: see Session.device_state; right after its runs.
+    """
+
+    parts: dict[str, list[float]]
+    includes: str
+    device_state: dict[str, float]
+
+
+def run_alone(candidate: Candidate, options: RunOptions, batch: int | None, seconds: float) -> Alone:
     """Load and run: what a program that only infers does. Made to run in a child process, for its peak memory.
 
-    Returns what Session.parts does, of `seconds` of runs.
+    Where the device takes times by part, it is kept busy for `seconds`.
     """
     from vitdeploy.backends import registry
 
@@ -104,7 +119,7 @@ def run_alone(candidate: Candidate, options: RunOptions, batch: int | None, seco
         feeds = {spec.name: random_input(spec.shape, spec.dtype, batch, candidate.label) for spec in session.inputs}
         for _ in range(2):
             session.run(feeds)
-        return session.parts(feeds, seconds)
+        return Alone(session.parts(feeds, seconds), session.includes, session.device_state())
 
 
 def bench_sessions(
@@ -126,17 +141,18 @@ def bench_sessions(
     timed = isolate.call(time_runs, list(candidates), options, batch, warmup, duration)
     facts = {
         "threads": options.threads,
-        "includes": "input and output copies between host arrays and the runtime; no preprocessing",
         "warmup_s": warmup,
         "duration_s": duration,
     }
     results = []
     for candidate, (size, turns) in zip(candidates, timed, strict=True):
         used = registry.get(candidate.backend).settled(candidate.options or options)
-        parts, peak = isolate.call_measured(run_alone, candidate, options, batch, duration)
+        alone, peak = isolate.call_measured(run_alone, candidate, options, batch, duration)
         stats = LatencyStats.from_seconds([sample for turn in turns for sample in turn], size)
-        own = {"device": used.provider or used.device, **facts}
-        results.append(Measured(candidate.label, size, stats, turns, peak or None, own, Parts.from_seconds(parts)))
+        own = {"device": used.provider or used.device, "includes": alone.includes, **facts}
+        own |= {"device_state": alone.device_state} if alone.device_state else {}
+        parts = Parts.from_seconds(alone.parts)
+        results.append(Measured(candidate.label, size, stats, turns, peak or None, own, parts))
     return results
 
 

@@ -137,6 +137,8 @@ def bench_lines(bench: Mapping[str, Any] | None) -> list[str]:
     if parts:
         rows = [(name, *(f"{part[k]:.3f}" for k in keys), str(part["count"])) for name, part in parts.items()]
         lines += ["", *table(("part", *(f"{k} ms" for k in keys), "runs"), rows), ""]
+    if bench.get("device_state"):
+        lines.append(f"The device, right after its runs: {plain(bench['device_state'])}.")
     if bench.get("peak_rss_bytes"):
         lines.append(f"Peak memory of a process that only runs it: {bench['peak_rss_bytes'] / 1e6:.0f} MB.")
     lines += [f"- {warning}" for warning in bench.get("warnings", [])]

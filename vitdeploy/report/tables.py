@@ -181,18 +181,20 @@ def print_compiled(described: Mapping[str, Any]) -> None:
     if not layers:
         return
     print()
-    heads = ("layer", "kind", "precision", "inputs", "ONNX nodes")
+    whole = sum(layer.get("ms", 0.0) for layer in layers)
+    heads = ("layer", "kind", "precision", "inputs", *(("ms", "%") if whole else ()), "ONNX nodes")
     rows = [
         (
             clipped(layer["name"], 40),
             layer["kind"],
             layer.get("precision", ""),
             " ".join(layer["inputs"]),
+            *((f"{layer['ms']:.4f}", f"{100 * layer['ms'] / whole:.1f}") if whole else ()),
             clipped(", ".join(layer["nodes"]), 60),
         )
         for layer in layers
     ]
-    print_table(heads, rows)
+    print_table(heads, rows, right=(4, 5) if whole else ())
 
 
 def clipped(text: str, width: int) -> str:

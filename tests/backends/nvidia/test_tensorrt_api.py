@@ -397,6 +397,17 @@ def test_parts_are_split_as_trtexec_does(tensorrt: Tensorrt) -> None:
     assert parts["latency"] == [0.003] * 10
 
 
+def test_includes_tells_whether_a_run_is_a_cuda_graph(tensorrt: Tensorrt) -> None:
+    assert session(tensorrt)[0].includes.endswith("no CUDA graph; no preprocessing")
+    assert session(tensorrt, cuda_graph="1")[0].includes.endswith("one CUDA graph a run; no preprocessing")
+
+
+def test_smallest_is_what_the_first_profile_takes(tensorrt: Tensorrt) -> None:
+    opened, _ = session(tensorrt)
+    assert {name: array.shape for name, array in opened.smallest().items()} == {"image": (1, 3, 4, 4)}
+    assert opened.run(opened.smallest())["logits"].shape == (1, 5)
+
+
 def test_fork_runs_on_the_same_engine_with_a_context_of_its_own(tensorrt: Tensorrt) -> None:
     opened, _ = session(tensorrt)
     other = opened.fork()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -14,7 +15,7 @@ from vitdeploy.backends.nvidia.engine import PLAN, Facts
 from vitdeploy.backends.nvidia.gpus import Driver, Gpu, driver
 from vitdeploy.backends.nvidia.install import TITLES, installation
 from vitdeploy.backends.nvidia.options import EngineOptions
-from vitdeploy.errors import BackendError, MissingDependency, UnsupportedModel, UsageError
+from vitdeploy.errors import BackendError, MissingDependency, UnsupportedModel, UsageError, VitdeployError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -69,11 +70,18 @@ class EngineBackend(Backend):
 
     def describe(self, model: Path) -> dict[str, Any] | None:
         """What `engine.json` tells, or else the engine itself, which takes a GPU."""
+        from vitdeploy.backends import isolate
+
         facts = Facts.read(model)
-        if facts is not None:
-            return facts.to_summary()
-        with self.open(model, RunOptions()) as session:
-            return {"runtime": self.module, "census": session.census().to_dict()}
+        if facts is None:
+            census = isolate.call(_open_census, self, model, what=TITLES[self.module])
+            return {"runtime": self.module, "census": census.to_dict()}
+        found = facts.to_summary()
+        with suppress(VitdeployError):  # where it cannot run, it still tells what it is made of
+            if installation(self.module) and driver().gpus:
+                times = isolate.call(_layer_times, self, model, what=TITLES[self.module])
+                found["layers"] = [{**one, "ms": 1e3 * times.get(one["name"], 0.0)} for one in found["layers"]]
+        return found
 
     def _scheme(self, options: RunOptions) -> Scheme:
         from vitdeploy.quantize import schemes
@@ -154,7 +162,22 @@ class EngineBackend(Backend):
         if wanted.weight_streaming_budget is not None:
             engine.weight_streaming_budget_v2 = wanted.weight_streaming_budget
         products = facts.products if facts is not None else {}
-        return TensorRtSession(trt, engine, partial(cuda.lane, index), wanted, products, lane)
+        return TensorRtSession(trt, engine, partial(cuda.lane, index), wanted, products, lane, index)
+
+
+def _open_census(backend: EngineBackend, model: Path) -> Census:
+    """Made to run in a child process."""
+    with backend.open(model, RunOptions()) as session:
+        return session.census()
+
+
+def _layer_times(backend: EngineBackend, model: Path) -> dict[str, float]:
+    """Seconds by layer, at the smallest shapes that the engine takes. Made to run in a child process."""
+    from vitdeploy.backends.nvidia.session import TensorRtSession
+
+    with backend.open(model, RunOptions()) as session:
+        assert isinstance(session, TensorRtSession)
+        return session.layer_seconds(session.smallest())
 
 
 def check_dialect(graph: ir.Model, title: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vitdeploy.backends.base import Census, Session, TensorSpec, closed_session_error
-from vitdeploy.backends.nvidia import build, layers
+from vitdeploy.backends.nvidia import build, layers, nvml
 from vitdeploy.backends.nvidia.cuda import Buffer, Lane
 from vitdeploy.backends.nvidia.options import EngineOptions
 from vitdeploy.errors import BackendError, UnsupportedModel, UsageError
@@ -30,6 +30,7 @@ class TensorRtSession(Session):
         products: the graph's nodes that multiply, for the census; see layers.count.
         open_lane: a new CUDA stream; `fork` takes another.
         lane: the stream that this session runs on; None takes a new one.
+        device: number of the GPU.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class TensorRtSession(Session):
         options: EngineOptions,
         products: Mapping[str, str] | None = None,
         lane: Lane | None = None,
+        device: int = 0,
     ) -> None:
         self.native = engine
+        self._device = device
         self._trt = trt
         self._open_lane = open_lane
         self._lane = lane or open_lane()
@@ -61,12 +64,16 @@ class TensorRtSession(Session):
         self._sizes: dict[str, tuple[int, ...]] = {}
         self._profile = 0
         self._graphs: dict[Shapes, Callable[[], None]] = {}
+        graph = "one CUDA graph a run" if options.cuda_graph else "no CUDA graph"
+        self.includes = f"copies to the GPU from pinned memory and back, one stream, {graph}; no preprocessing"
 
     def fork(self) -> TensorRtSession:
         """Another session on the same engine, with its own memory and stream, to run at the same time as this one."""
         if self.native is None:
             raise closed_session_error("TensorRT")
-        return TensorRtSession(self._trt, self.native, self._open_lane, self._options, self._products)
+        return TensorRtSession(
+            self._trt, self.native, self._open_lane, self._options, self._products, device=self._device
+        )
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         launch = self._prepare(feeds)
@@ -105,6 +112,9 @@ class TensorRtSession(Session):
                 taken[name].append(self._lane.seconds(events[first], events[last]))
         return taken
 
+    def device_state(self) -> dict[str, float]:
+        return nvml.state(self._device)
+
     def layer_seconds(self, feeds: Mapping[str, np.ndarray], runs: int = FEWEST) -> dict[str, float]:
         """Mean seconds of each layer on the GPU, by name, in the engine's order. The runs are slower than others."""
         self.check(feeds)
@@ -115,6 +125,15 @@ class TensorRtSession(Session):
             self._enqueue()
             self._lane.synchronize()
         return {name: milliseconds / runs / 1e3 for name, milliseconds in heard.milliseconds.items()}
+
+    def smallest(self) -> dict[str, np.ndarray]:
+        """Normal noise in the smallest shapes of the first profile, to try the engine with."""
+        noise = np.random.default_rng(0)
+        shapes = [limits[0] for limits in self._ranges(0)]
+        return {
+            spec.name: noise.standard_normal(shape).astype(spec.dtype)
+            for spec, shape in zip(self.inputs, shapes, strict=True)
+        }
 
     def census(self) -> Census:
         """Raises BackendError where the engine does not tell: it was built with less than detailed verbosity."""
