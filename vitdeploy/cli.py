@@ -56,7 +56,6 @@ ProviderOption = Annotated[
     list[str] | None,
     typer.Option(
         "--backend-option",
-        "--provider-option",
         metavar="KEY=VALUE",
         help="Passed to the backend or its provider; repeatable.",
     ),

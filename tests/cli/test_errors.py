@@ -56,7 +56,7 @@ EXPORT = ("export", "mobilevit_xxs", "--no-bench")
         ((*EXPORT, "--tolerance", "0"), "tolerance 0.0 is not a positive number"),
         ((*EXPORT, "--tolerance", "inf"), "tolerance inf is not a positive number"),
         ((*EXPORT, "--optimization", "max"), "Unknown optimization 'max': one of all, extended, basic, off."),
-        ((*EXPORT, "--provider-option", "x"), "'x' is not KEY=VALUE"),
+        ((*EXPORT, "--backend-option", "x"), "'x' is not KEY=VALUE"),
         ((*EXPORT, "--backend", "tensorflow"), "Unknown backend 'tensorflow'"),
         ((*EXPORT, "--data", "nowhere"), "There is no nowhere."),
         ((*EXPORT, "--weights", "a", "--pretrained"), "exclude each other"),
