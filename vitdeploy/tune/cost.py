@@ -22,7 +22,6 @@ from vitdeploy.bench.timer import measure_interleaved
 from vitdeploy.errors import VitdeployError
 from vitdeploy.export.metadata import PRECISION
 from vitdeploy.graph.edit import array, ints
-from vitdeploy.graph.save import save
 from vitdeploy.graph.shapes import infer
 from vitdeploy.quantize.int8 import find_places, insert
 from vitdeploy.quantize.schemes import Scheme, get
@@ -184,11 +183,11 @@ def measure_ops(
             calls, sessions = [], []
             try:
                 for kind, dialect in kinds.items():
-                    path = Path(name) / f"{done}-{kind}.onnx"
+                    folder = Path(name) / f"{done}-{kind}"
+                    folder.mkdir()
                     model = single(shape, dialect)
                     model.metadata_props[PRECISION] = kind  # backends open a file as it says
-                    save(model, path)
-                    session = runtime.open(path, options)
+                    session = runtime.open(runtime.compile(model, folder, options, kind)[0], options)
                     sessions.append(session)
                     calls.append(lambda session=session, x=x: session.run({"x": x}))
                 turns = measure_interleaved(calls, WARMUP_S, DURATION_S, settle_s=SETTLE_S)

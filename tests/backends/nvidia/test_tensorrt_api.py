@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -226,6 +227,15 @@ def test_build_names_node_reason_and_mend_when_the_parser_refuses(tensorrt: Tens
         caught.value
     )
     assert "scheme tensorrt" in str(caught.value.fix)
+
+
+@pytest.mark.parametrize(("visible", "device", "sees"), [("", 1, "1"), ("2,5", 1, "5"), ("2,5", 0, "2,5"), ("", 0, "")])
+def test_builder_sees_the_gpu_that_was_named(
+    visible: str, device: int, sees: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    building.see_only(device)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == sees
 
 
 def test_build_fails_in_a_sentence_when_the_builder_gives_nothing(tensorrt: Tensorrt, tmp_path: Path) -> None:

@@ -95,14 +95,14 @@ class EngineBackend(Backend):
         from vitdeploy.graph.save import save
 
         wanted = EngineOptions.read(options.provider_options)
-        gpu = self._target(options, wanted)
+        gpu, device = self._target(options, wanted), self._index(options)
         check_dialect(graph, TITLES[self.module])
         plan = folder / PLAN
         products = {str(node.name): node.op_type for node in graph.graph if node.op_type in PRODUCTS}
         with TemporaryDirectory(prefix="vitdeploy-") as name:
             model = save(graph, Path(name) / "model.onnx")[0]
             batch = read_batch(graph.metadata_props)
-            job = Job(self.module, model, plan, wanted, batch, products, gpu, driver().version)
+            job = Job(self.module, model, plan, wanted, batch, products, gpu, driver().version, device)
             facts = isolate.call(build, job, what=TITLES[self.module])
         return [plan, facts.write(plan)]
 

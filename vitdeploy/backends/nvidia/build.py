@@ -6,6 +6,7 @@ run in a child process, since a builder that meets what it does not expect may c
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ class Job:
         products: op type by name, of the nodes that multiply.
         gpu: the one that is built on, or None to build ahead of time.
         driver: its version.
+        device: the GPU's number.
     """
 
     module: str
@@ -49,6 +51,7 @@ class Job:
     products: dict[str, str]
     gpu: Gpu | None
     driver: str = ""
+    device: int = 0
 
 
 def build(job: Job) -> Facts:
@@ -56,6 +59,7 @@ def build(job: Job) -> Facts:
 
     Raises UnsupportedModel or BackendError in the parser's or builder's words, UsageError on options that do not fit.
     """
+    see_only(job.device)
     trt = import_module(job.module)
     title = TITLES[job.module]
     ears = listener(trt)
@@ -71,9 +75,20 @@ def build(job: Job) -> Facts:
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise builder_refusal(title, ears.errors)
-    job.plan.write_bytes(memoryview(plan))
+    try:
+        job.plan.write_bytes(memoryview(plan))
+    except OSError as error:
+        raise UsageError(f"Cannot write {job.plan}: {error.strerror or error}.", fix="Free some space.") from error
     timing_cache.keep(config, cache)
     return _facts(trt, job, ears, ranges)
+
+
+def see_only(device: int) -> None:
+    """Have CUDA, which is not at work yet in this process, see one GPU: builders take the first."""
+    if device:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        numbers = visible.split(",") if visible else [str(number) for number in range(device + 1)]
+        os.environ["CUDA_VISIBLE_DEVICES"] = numbers[device]
 
 
 def started(make: Any, title: str, ears: Any) -> Any:
