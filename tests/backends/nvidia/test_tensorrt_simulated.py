@@ -1,4 +1,4 @@
-"""The whole way of `--backend tensorrt` on a simulated device: what is around TensorRT, from the command to the report."""
+"""The whole way of `--backend tensorrt` on a simulated device: what is around TensorRT, from command to report."""
 
 from __future__ import annotations
 
