@@ -121,6 +121,15 @@ def test_count_takes_each_product_from_the_layer_that_multiplies_it() -> None:
     assert count(found, {}, "here").compute == {"int8": 1, "fp16": 2}
 
 
+def test_precision_of_a_product_in_generated_code_is_that_of_its_weights() -> None:
+    norm = Layer(
+        "__myl_AddSqrtDivMulCastMulSumAdd", "kgen", ("fp32", "fp32"), ("fp16", "fp16"), ("fp16",), "", ("head",)
+    )
+    assert precisions([norm], {"head": "Gemm"}) == {"head": "fp16"}
+    wide = Layer("__myl_AddSqrtDivMulSumAdd", "kgen", ("fp32", "fp32"), ("fp32",), ("fp16",), "", ("head",))
+    assert precisions([wide], {"head": "Gemm"}) == {"head": "fp32"}
+
+
 def test_count_tells_casts_from_other_generated_code() -> None:
     cast = Layer("__myl_Cast_myl0_0", "kgen", ("fp32",), (), ("fp16",))
     more = Layer("__myl_CastMul_myl0_0", "kgen", ("fp32",), (), ("fp16",))

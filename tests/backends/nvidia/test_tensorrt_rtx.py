@@ -3,6 +3,9 @@ in the precision that was asked for, by NVIDIA's own list of its layers."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -184,3 +187,57 @@ def test_compile_names_the_node_when_the_parser_has_no_such_operator(tmp_path: P
         BACKEND.compile(broken(), tmp_path, request_for("vit", STATIC, "fp32").run)
     assert "no such operator" in str(caught.value.fix)
     assert list(tmp_path.iterdir()) == []
+
+
+def vitdeploy(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vitdeploy", *args]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.skipif(Path("/proc/driver/nvidia").exists(), reason="there is an NVIDIA driver")
+def test_export_ahead_of_time_says_that_the_engine_has_not_run(tmp_path: Path) -> None:
+    target = ("--backend", "tensorrt-rtx", "--backend-option", "compute_capability=8.9")
+    done = vitdeploy(tmp_path, "export", "vit_tiny_patch16_224", "--image-size", "64", "--fp16", *target, "--out", "a")
+    assert done.returncode == 0, done.stderr
+    assert "for compute capability 8.9" in done.stderr
+    assert "applied: fp16 compute in" in done.stderr
+    assert "the compiled file is for another machine and has not run" in done.stderr
+    assert "Latency is not measured" in done.stderr
+    assert "on the machine that it is for" in done.stdout
+    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    assert manifest["verification"]["passed"]
+    assert "ONNX Runtime" in manifest["verification"]["stand_in"]
+    assert manifest["bench"] is None
+    assert manifest["applied"]["compiled"]["compute_capabilities"] == ["8.9"]
+    assert "**not run**" in (tmp_path / "a" / "report.md").read_text()
+    for verb in ("verify", "bench"):
+        done = vitdeploy(tmp_path, verb, "a")
+        assert done.returncode == 3
+        assert "Open it on the machine that it was compiled for." in done.stderr
+    done = vitdeploy(tmp_path, "inspect", "a")
+    assert done.returncode == 0
+    assert "compute_capabilities 8.9" in done.stdout
+    done = vitdeploy(tmp_path, "inspect", "a", "--scheme", "tensorrt")
+    assert done.returncode == 2
+    assert "is compiled" in done.stderr
+
+
+@pytest.mark.skipif(Path("/proc/driver/nvidia").exists(), reason="there is an NVIDIA driver")
+@pytest.mark.parametrize(
+    ("options", "code", "says"),
+    [
+        (("compute_capability=9.0",), 2, "does not compile for compute capability 9.0.\n       It does for 7.5"),
+        (("compute_capability=ada",), 2, "is not a compute capability such as 8.9"),
+        (("compute_capability=8.9", "refit=1"), 7, "builds with refit only where there is a GPU"),
+        (("compute_capability=8.9", "timing_cache=x"), 2, "leave timing_cache out"),
+        (("compute_capabilities=8.9",), 2, "Did you mean compute_capability?"),
+    ],
+)
+def test_export_ahead_of_time_refuses_before_it_traces(
+    options: tuple[str, ...], code: int, says: str, tmp_path: Path
+) -> None:
+    pairs = [word for option in options for word in ("--backend-option", option)]
+    done = vitdeploy(tmp_path, "export", "vit_tiny_patch16_224", "--backend", "tensorrt-rtx", *pairs)
+    assert done.returncode == code, done.stderr
+    assert says in done.stderr
+    assert "trace" not in done.stderr

@@ -163,9 +163,14 @@ def precisions(layers: Sequence[Layer], products: Mapping[str, str]) -> dict[str
 
 
 def _precision_of_product(layers: Sequence[Layer]) -> str:
-    """Of several layers that stand for a product, some only quantise or reformat what it reads."""
-    mine = [layer for layer in layers if layer.multiplies] or list(layers)
-    found = [layer.precision for layer in mine]
+    """Of several layers that stand for a product, some only quantise or reformat what it reads.
+
+    Where none is a product by its name, generated code has it among other things: a product with a single row goes into
+    the norm before it, whose statistics are fp32 inputs. There the type is that of the weights.
+    """
+    found = [layer.precision for layer in layers if layer.multiplies]
+    if not found:
+        found = [next((k for k in layer.constants if k in WIDE), layer.precision) for layer in layers]
     return next((kind for kind in (*NARROW, *WIDE) if kind in found), found[0] if found else UNKNOWN)
 
 
