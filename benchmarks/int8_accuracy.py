@@ -145,7 +145,7 @@ def own(bench: Bench, scheme: str, options: Mapping[str, Any]) -> dict[str, Any]
     openvino = scheme == "openvino"
     row = bench.score((on_openvino if openvino else on_onnxruntime)(path, bench.threads))
     products = ran_in_int8_on_openvino(path) if openvino else ran_in_int8(path)
-    return {**row, "macs": report.int8_macs / report.macs, "products": products, "sites": list(report.equalized)}
+    return {**row, "macs": report.quantised_macs / report.macs, "products": products, "sites": list(report.equalized)}
 
 
 def rows(openvino: bool, nncf: bool) -> dict[str, Callable[[Bench], dict[str, Any]]]:

@@ -189,36 +189,38 @@ def doctor(json: Json = False) -> None:
 def export(
     model: ModelArg,
     precision: Annotated[
-        str | None, typer.Option(help="fp32, fp16, bf16, int8, int8-dynamic, int8-weights or int4-weights.")
+        str | None, typer.Option(help="fp32, fp16, bf16, fp8, int8, int8-dynamic, int8-weights or int4-weights.")
     ] = None,
     fp16: Annotated[bool, typer.Option("--fp16", help="Short for --precision fp16.")] = False,
     int8: Annotated[bool, typer.Option("--int8", help="Short for --precision int8.")] = False,
+    fp8: Annotated[bool, typer.Option("--fp8", help="Short for --precision fp8.")] = False,
     calib: Annotated[
-        Path | None, typer.Option(help="int8: images to calibrate on: a folder, a list, an .npz or an .npy.")
+        Path | None, typer.Option(help="int8, fp8: images to calibrate on: a folder, a list, an .npz or an .npy.")
     ] = None,
     calib_random: Annotated[
-        bool, typer.Option("--calib-random", help="int8: calibrate on synthetic images, for latency work only.")
+        bool, typer.Option("--calib-random", help="int8, fp8: calibrate on synthetic images, for latency work only.")
     ] = False,
-    calib_images: Annotated[int, typer.Option(min=1, help="int8: how many images at most, evenly spread.")] = 256,
+    calib_images: Annotated[int, typer.Option(min=1, help="int8, fp8: how many images at most, evenly spread.")] = 256,
     calib_method: Annotated[
-        str, typer.Option(help="int8: activation ranges by output, mse, minmax, percentile or entropy.")
+        str, typer.Option(help="int8, fp8: activation ranges by output, mse, minmax, percentile or (int8) entropy.")
     ] = "output",
     equalize: Annotated[
-        str, typer.Option(help="int8: scale channels to fit one step: auto, none, smoothquant, repq, cross-layer.")
+        str, typer.Option(help="int8, fp8: scale channels to fit one step: auto, none, smoothquant, repq, cross-layer.")
     ] = "auto",
     rounding: Annotated[str, typer.Option(help="int8: weights to nearest, or learned from the images.")] = "nearest",
     no_bias_correction: Annotated[
-        bool, typer.Option("--no-bias-correction", help="int8: leave means as rounding shifts them.")
+        bool, typer.Option("--no-bias-correction", help="int8, fp8: leave means as rounding shifts them.")
     ] = False,
     keep: Annotated[
-        list[str] | None, typer.Option(metavar="PATTERN", help="int8, int4: layers that stay in float; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="int8, fp8, int4: layers that stay in float; repeatable."),
     ] = None,
     sensitivity: Annotated[
-        bool, typer.Option("--sensitivity", help="int8: also measure the error of each op alone; takes a while.")
+        bool, typer.Option("--sensitivity", help="int8, fp8: also measure the error of each op alone; takes a while.")
     ] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="int8: fail on an image that cannot be read.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="int8, fp8: fail on an image that cannot be read.")] = False,
     scheme: Annotated[
-        str | None, typer.Option(help="int8: write another runtime's dialect, such as tensorrt; see docs/int8.md.")
+        str | None, typer.Option(help="int8, fp8: write another runtime's dialect, such as tensorrt; see docs/int8.md.")
     ] = None,
     io_precision: Annotated[
         str, typer.Option(help="Precision of the graph's input and output: fp32 or fp16.")
@@ -268,7 +270,8 @@ def export(
     from vitdeploy.report.console import ConsoleListener, print_artifact
     from vitdeploy.report.tables import print_facts, print_json
 
-    asked = {name for name, wanted in (("fp16", fp16), ("int8", int8), (precision or "", precision)) if wanted}
+    short = (("fp16", fp16), ("int8", int8), ("fp8", fp8))
+    asked = {name for name, wanted in short if wanted} | ({precision} if precision else set())
     if len(asked) > 1:
         raise UsageError(f"More than one precision is asked for: {', '.join(sorted(asked))}.")
     numbers = (parse_numbers(mean, "--mean"), parse_numbers(std, "--std"))

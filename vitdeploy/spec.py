@@ -14,8 +14,8 @@ LARGEST_SIDE = 1 << 14
 LARGEST_BATCH = 1 << 16
 CHANNEL_ORDERS = ("RGB", "BGR")
 CROP_MODES = ("center", "squash", "border")
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8+bf16", "int8-dynamic", "int8-weights", "int4-weights")
-STATIC_INT8 = ("int8", "int8+bf16")  # calibrated on images
+PRECISIONS = ("fp32", "fp16", "bf16", "fp8", "int8", "int8+bf16", "int8-dynamic", "int8-weights", "int4-weights")
+CALIBRATED = ("int8", "int8+bf16", "fp8")  # on images
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from vitdeploy.pipeline.request import ExportRequest
 from vitdeploy.spec import PRECISIONS
 from vitdeploy.verify.metrics import BOUNDS
 
-INT8 = {"ops": [{"precision": "int8"}, {"precision": "int8"}, {"precision": "float"}], "int8_macs": 9, "macs": 10}
+INT8 = {"ops": [{"precision": "int8"}, {"precision": "int8"}, {"precision": "float"}], "quantised_macs": 9, "macs": 10}
 STORED = {"bits": 4, "ops": [{"precision": "int4"}, {"precision": "int8"}]}
 
 

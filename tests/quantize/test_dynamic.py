@@ -89,7 +89,7 @@ def test_products_are_those_computed_by_hand(plain: bool, tmp_path: Path) -> Non
     want = np.concatenate([by_hand(x, w), by_hand(x, head.T) + bias], axis=-1)
     assert np.abs(got - want).max() < 1e-4 * np.abs(want).max()
     assert [op["precision"] for op in report.ops] == ["int8", "int8"]
-    assert report.macs == report.int8_macs == 5 * 24 * (16 + 7)
+    assert report.macs == report.quantised_macs == 5 * 24 * (16 + 7)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -91,7 +91,7 @@ def test_option_names_are_the_methods_there_are() -> None:
 def test_range_contains_zero_and_stays_within_the_data(method: str, scheme: str, shift: float) -> None:
     x = (np.random.default_rng(0).standard_normal(20000) + shift).astype(np.float32)
     chosen = SCHEMES[scheme]
-    low, high = find_range(observed(x), method, symmetric=chosen.symmetric, levels=chosen.levels)
+    low, high = find_range(observed(x), method, symmetric=chosen.symmetric, grid=chosen.grid)
     assert low <= 0 <= high
     assert high > low
     peak = max(-x.min(), x.max())
@@ -105,7 +105,7 @@ def test_range_contains_zero_and_stays_within_the_data(method: str, scheme: str,
 def test_mse_is_within_a_hundredth_of_the_best_range_there_is(scheme: str, tail: float) -> None:
     x = np.random.default_rng(0).standard_t(tail, 100_000).astype(np.float32)
     chosen = SCHEMES[scheme]
-    found = find_range(observed(x), "mse", symmetric=chosen.symmetric, levels=chosen.levels)
+    found = find_range(observed(x), "mse", symmetric=chosen.symmetric, grid=chosen.grid)
     peak = float(np.abs(x).max())
     best = min(error(x, (-peak * share, peak * share), chosen) for share in np.linspace(0.02, 1, 200))
     # The search stops at a fifth of the range; heavier tails than that are not met with.

@@ -236,9 +236,12 @@ class Backend(ABC):
         """What is in a compiled file, as JSON values; None where it is an ONNX file, which tells by itself."""
         return None
 
-    def scheme(self, options: RunOptions) -> Scheme:
-        """How this runtime wants int8 expressed on this machine. Raises UnsupportedModel where it has no int8."""
-        return self._scheme(self.settled(options))
+    def scheme(self, options: RunOptions, precision: str = "int8") -> Scheme:
+        """How this runtime wants 'int8', or another quantised precision, expressed on this machine.
+
+        Raises UnsupportedModel where it does not compute in it.
+        """
+        return self._scheme(self.settled(options), precision)
 
     def opset(self, options: RunOptions, precision: str) -> int:
         """The ONNX opset that this runtime is best served with, where the user names none."""
@@ -260,8 +263,8 @@ class Backend(ABC):
     @abstractmethod
     def _open(self, model: Path, options: RunOptions) -> Session: ...
 
-    def _scheme(self, options: RunOptions) -> Scheme:
-        raise UnsupportedModel(f"The backend {self.name} says nothing about how it wants int8 expressed.")
+    def _scheme(self, options: RunOptions, precision: str) -> Scheme:
+        raise UnsupportedModel(f"The backend {self.name} says nothing about how it wants {precision} expressed.")
 
     def _opset(self, options: RunOptions, precision: str) -> int:
         return OPSET

@@ -24,7 +24,7 @@ from vitdeploy.backends.base import (
     TensorSpec,
     closed_session_error,
 )
-from vitdeploy.errors import BackendError, MissingDependency, UsageError
+from vitdeploy.errors import BackendError, MissingDependency, UnsupportedModel, UsageError
 from vitdeploy.export.trace import ATTENTION_OPSET
 
 if TYPE_CHECKING:
@@ -83,13 +83,17 @@ class OnnxRuntimeBackend(Backend):
         precisions = {"fp32": "fp32 compute", "fp16": half, "int8": "int8 compute"}
         precisions |= {"int8-dynamic": "int8 compute in linear layers"}
         precisions |= {"int8-weights": "int8 storage, fp32 compute", "int4-weights": "int4 storage, fp32 compute"}
+        precisions |= {"fp8": "written for TensorRT, verified here"}
         return Capabilities(True, ort.__version__, tuple(_devices(providers)), precisions)
 
-    def _scheme(self, options: RunOptions) -> Scheme:
+    def _scheme(self, options: RunOptions, precision: str) -> Scheme:
         from vitdeploy.quantize import schemes
 
-        if (options.provider or options.device.partition(":")[0]) in ("tensorrt", "tensorrt-rtx"):
-            return schemes.get("tensorrt")
+        provider = options.provider or options.device.partition(":")[0]
+        if provider in ("tensorrt", "tensorrt-rtx"):
+            return schemes.get("tensorrt-fp8" if precision == "fp8" else "tensorrt")
+        if precision == "fp8":
+            raise UnsupportedModel(f"ONNX Runtime's {provider} provider does not compute in fp8.")
         if platform.machine().lower() in ("arm64", "aarch64"):
             return schemes.get("onnxruntime-arm")
         return schemes.get("onnxruntime" if _has_vnni() else "onnxruntime-avx2")
@@ -115,15 +119,14 @@ class OnnxRuntimeBackend(Backend):
         from vitdeploy.graph.load import check_external_data
 
         _import()
-        return OnnxRuntimeSession(model, options, unpack=_has_packed_weights(check_external_data(model)))
+        return OnnxRuntimeSession(model, options, unpack=_is_unpacked(check_external_data(model)))
 
 
 class OnnxRuntimeSession(Session):
     """A model file opened by ONNX Runtime. `native` is its InferenceSession, None once closed.
 
     Args:
-        unpack: dequantise weights once, when the file is opened. ONNX Runtime would otherwise do it in every run for
-            convolutions, and quantise the activations of linear layers without being asked.
+        unpack: dequantise weights once, when the file is opened, and leave Q/DQ where it stands.
     """
 
     def __init__(self, model: Path, options: RunOptions, *, unpack: bool = False) -> None:
@@ -287,10 +290,15 @@ def _read_census(model: Path, options: RunOptions, *, unpack: bool) -> Census:
         return count(graph)
 
 
-def _has_packed_weights(proto: onnx.ModelProto) -> bool:
-    """Whether weights alone are quantised: there is a DequantizeLinear, and nothing quantises an activation."""
+def _is_unpacked(proto: onnx.ModelProto) -> bool:
+    """Whether ONNX Runtime is to leave Q/DQ as it is: where weights alone are quantised, or in fp8.
+
+    Such weights it would dequantise in every run for convolutions, and quantise the activations of linear layers
+    without being asked. Q of fp8 it would move before a Slice or a Transpose, which know no fp8 (seen in 1.31).
+    """
     kinds = {node.op_type for node in proto.graph.node}
-    return "DequantizeLinear" in kinds and not kinds & {"QuantizeLinear", "DynamicQuantizeLinear"}
+    weights_alone = "DequantizeLinear" in kinds and not kinds & {"QuantizeLinear", "DynamicQuantizeLinear"}
+    return weights_alone or any(tensor.data_type == tensor.FLOAT8E4M3FN for tensor in proto.graph.initializer)
 
 
 def _spec(node: Any) -> TensorSpec:

@@ -81,9 +81,11 @@ class OpenVinoBackend(Backend):
             return Capabilities(installed=False, reason=f"OpenVINO does not start: {_reason(error)}.", fix=INSTALL)
         return Capabilities(True, openvino.__version__.partition("-")[0], tuple(devices), _precisions(can))
 
-    def _scheme(self, options: RunOptions) -> Scheme:
+    def _scheme(self, options: RunOptions, precision: str) -> Scheme:
         from vitdeploy.quantize import schemes
 
+        if precision == "fp8":
+            raise UnsupportedModel("OpenVINO does not compute in fp8.")
         return schemes.get("openvino")
 
     def _compile(self, graph: ir.Model, folder: Path, options: RunOptions, precision: str) -> list[Path]:

@@ -1,4 +1,4 @@
-"""From the user's calibration images to an int8 graph."""
+"""From the user's calibration images to an int8 or fp8 graph."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.data.image_set import ImageSet, open_images, synthetic_set
+from vitdeploy.errors import UnsupportedModel
 from vitdeploy.pipeline.request import ExportRequest, Steps
 from vitdeploy.quantize import schemes
 from vitdeploy.quantize.ptq import Images, Prepared, measure_sensitivity, prepare, to_int8
+from vitdeploy.quantize.schemes import Scheme
 from vitdeploy.spec import InputSpec, ModelSpec
 
 if TYPE_CHECKING:
@@ -34,17 +36,14 @@ def quantise(
     With `prepared`, as `ptq.to_int8` takes it, the images are not read.
 
     Returns:
-        For the manifest: 'int8' with Int8Report's values, the images left out, and whether the dialect is the backend's
-        own; and 'fp16' where the rest went that way.
+        For the manifest: 'int8' or 'fp8' with Int8Report's values, the images left out, and whether the dialect is the
+        backend's own; and 'fp16' where the rest went that way.
 
     Raises:
         UsageError: calibration images that cannot be used.
-        UnsupportedModel: the backend has no int8.
+        UnsupportedModel: the backend has no such precision.
     """
-    from vitdeploy.backends import registry
-
-    own = registry.get(request.backend).scheme(request.run)
-    scheme = own if request.scheme is None else schemes.get(request.scheme)
+    scheme, native = dialect(request)
     chosen = calib or calibration_images(request, spec.input)
     images = as_images(chosen)
 
@@ -55,9 +54,9 @@ def quantise(
     if request.sensitivity:
         prepared = prepared or prepare(graph, images, scheme, request.int8, progress=progress)
         sensitivity = measured_sensitivity(prepared, steps)
-    with steps.step("int8") as detail:
+    with steps.step(scheme.precision) as detail:
         report = to_int8(graph, images, scheme, request.int8, prepared=prepared, progress=progress)
-        planned = sum(op["precision"] == "int8" for op in report.ops)
+        planned = sum(op["precision"] == scheme.precision for op in report.ops)
         detail += [
             f"{report.images} images",
             f"{planned} of {len(report.ops)} compute ops",
@@ -71,17 +70,32 @@ def quantise(
         steps.note(RANDOM_NOTE)
     done = report.to_dict()
     half = done.pop("fp16")
-    int8 = {**done, "skipped": list(chosen.skipped), "native": scheme == own, "sensitivity": sensitivity}
-    return {"int8": int8} if half is None else {"int8": int8, "fp16": half}
+    done |= {"skipped": list(chosen.skipped), "native": native, "sensitivity": sensitivity}
+    return {scheme.precision: done} if half is None else {scheme.precision: done, "fp16": half}
+
+
+def dialect(request: ExportRequest) -> tuple[Scheme, bool]:
+    """The scheme to write, and whether the backend computes what it says. fp8 is also written where none does."""
+    from vitdeploy.backends import registry
+
+    try:
+        own = registry.get(request.backend).scheme(request.run, request.precision.partition("+")[0])
+    except UnsupportedModel:
+        foreign = request.scheme or schemes.FOREIGN.get(request.precision)
+        if foreign is None:
+            raise
+        return schemes.get(foreign), False
+    scheme = own if request.scheme is None else schemes.get(request.scheme)
+    return scheme, scheme == own
 
 
 def measured_sensitivity(prepared: Prepared, steps: Steps) -> list[dict[str, Any]]:
-    """What int8 costs at each product alone, the dearest first."""
+    """What quantising each product alone costs, the dearest first."""
     with steps.step("sensitivity") as detail:
         found = measure_sensitivity(prepared)
         found.sort(key=lambda one: -one.error)
         detail += [
-            f"{len(found)} ops, each alone in int8",
+            f"{len(found)} ops, each alone quantised",
             f"most at {found[0].label}: {found[0].error:.2%} of the logits",
         ]
     return [one.to_dict() for one in found]

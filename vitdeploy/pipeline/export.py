@@ -14,11 +14,11 @@ from vitdeploy.backends.base import RunOptions
 from vitdeploy.errors import MissingDependency, UsageError, VerificationFailed, VitdeployError
 from vitdeploy.export.trace import OPSET
 from vitdeploy.models.build import Built
-from vitdeploy.pipeline.precision import Job, convert, lowest_opset, precision_notes, range_samples
+from vitdeploy.pipeline.precision import Job, convert, lowest_opset, own_report, precision_notes, range_samples
 from vitdeploy.pipeline.request import ExportRequest, Listener, Steps, check_request, request_record
 from vitdeploy.pipeline.triton import caveats, lay_out
 from vitdeploy.report.tables import mb
-from vitdeploy.spec import STATIC_INT8, ModelSpec
+from vitdeploy.spec import CALIBRATED, ModelSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -131,7 +131,8 @@ def export_into(stage: Stage, request: ExportRequest, steps: Steps, version: str
         described = backend.describe(files[0]) or {}
         size = sum(path.stat().st_size for path in files)
         detail += [f"{request.backend} {version}, {where(request, described)}", mb(size), *notes]
-    draw_sensitivity(stage.folder, applied)
+    own = own_report(request.precision, applied)
+    draw_sensitivity(stage.folder, own)
     for caveat in caveats(request):
         steps.note(caveat)
         notes.append(caveat)
@@ -160,8 +161,8 @@ def export_into(stage: Stage, request: ExportRequest, steps: Steps, version: str
         raise failed(request, stage, manifest, verification, cases)
     if request.bench and ahead:
         steps.note("Latency is not measured: the compiled file is for another machine.")
-    elif request.bench and not applied.get("int8", {}).get("native", True):
-        steps.note(f"Latency is not measured: the file is written for {request.scheme}, not for {request.backend}.")
+    elif request.bench and not own.get("native", True):
+        steps.note(f"Latency is not measured: the file is written for {own['scheme']}, not for {request.backend}.")
     elif request.bench:
         with steps.step("bench") as detail:
             measured = bench_one(request, files[0])
@@ -177,23 +178,23 @@ def where(request: ExportRequest, described: Mapping[str, Any]) -> str:
     return f"for compute capability {', '.join(named)}" if named else here
 
 
-def draw_sensitivity(folder: Path, applied: dict[str, Any]) -> None:
+def draw_sensitivity(folder: Path, report: Mapping[str, Any]) -> None:
     """`sensitivity.svg`, where the errors of single ops were measured."""
     from vitdeploy.report.plot import bars
 
-    found = applied.get("int8", {}).get("sensitivity")
+    found = report.get("sensitivity")
     if found:
         rows = [(100 * one["error"], one["label"]) for one in found]
-        picture = bars(rows, "relative L2 of the logits, %, with this op alone in int8")
+        picture = bars(rows, "relative L2 of the logits, %, with this op alone quantised")
         (folder / "sensitivity.svg").write_text(picture, encoding="utf-8")
 
 
 def verification_cases(request: ExportRequest, spec: ModelSpec) -> list[Case]:
-    """Synthetic images and the user's; for int8 the user's alone, which are of the kind that it was calibrated on."""
+    """Synthetic images and the user's; for int8 and fp8 the user's alone, of the kind that it was calibrated on."""
     from vitdeploy.verify.collect import SEEDS, make_cases
 
     own = request.data or request.calib
-    seeds = 0 if request.precision in STATIC_INT8 and own is not None else SEEDS
+    seeds = 0 if request.precision in CALIBRATED and own is not None else SEEDS
     return make_cases(spec.input, request.batches, own, seeds, strict=request.data is not None)
 
 

@@ -30,7 +30,7 @@ class Job:
 
     Attributes:
         samples: what fp16 measures activation ranges on, as the graph takes them.
-        calib: what int8 is calibrated on; by default the request's images.
+        calib: what int8 and fp8 are calibrated on; by default the request's images.
         prepared: the calibration itself, where it was done before on the graph that `graph` is a clone of.
     """
 
@@ -80,16 +80,21 @@ def lowest_opset(precision: str) -> int:
 
 def precision_notes(request: ExportRequest, applied: Mapping[str, Any], census: Census | None) -> list[str]:
     """Hold what runs against what was asked. Returns what to tell; raises PrecisionNotApplied on a miss."""
-    told = CONVERSIONS[request.precision].told
-    if not applied.get("int8", {}).get("native", True):
-        return [f"written for {request.scheme}, verified on {request.backend}"]
+    told, report = CONVERSIONS[request.precision].told, own_report(request.precision, applied)
+    if not report.get("native", True):
+        return [f"written for {report['scheme']}, verified on {request.backend}"]
     if census is None or told is None:
         return []
     ran: dict[str, int] = {}
     for kind, count in census.compute.items():
         if count:
             ran[SHORT.get(kind, kind)] = ran.get(SHORT.get(kind, kind), 0) + count
-    return told(request, applied.get(request.precision.partition("+")[0], {}), ran)
+    return told(request, report, ran)
+
+
+def own_report(precision: str, applied: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the precision's own conversion reported; empty where there is none."""
+    return applied.get(precision.partition("+")[0], {})
 
 
 def to_half(job: Job) -> dict[str, Any]:
@@ -104,7 +109,7 @@ def to_half(job: Job) -> dict[str, Any]:
     return {"fp16": report.to_dict()}
 
 
-def to_static_int8(job: Job) -> dict[str, Any]:
+def to_calibrated(job: Job) -> dict[str, Any]:
     from vitdeploy.pipeline.calibration import quantise
 
     return quantise(job.graph, job.spec, job.request, job.steps, job.calib, job.prepared)
@@ -177,17 +182,21 @@ def bf16_notes(request: ExportRequest, report: Mapping[str, Any], ran: Mapping[s
     return [f"applied: fp32 storage, bf16 compute in all {done} compute ops"]
 
 
-def int8_notes(request: ExportRequest, report: Mapping[str, Any], ran: Mapping[str, int]) -> list[str]:
-    """Every product that the plan has in int8 must run so."""
-    planned = sum(op["precision"] == "int8" for op in report["ops"])
-    done, total = ran.get("int8", 0), sum(ran.values())
-    if done < planned:
-        raise PrecisionNotApplied(
-            f"int8 was planned for {planned} compute ops, but only {done} of {total} run in int8.",
-            fix="See `vitdeploy inspect` for the ops; --keep leaves a layer in float on purpose.",
-        )
-    share = report["int8_macs"] / max(report["macs"], 1)
-    return [f"applied: int8 compute in {done} of {total} ops, {share:.0%} of the MACs"]
+def planned_notes(precision: str) -> Told:
+    """Every product that the plan has in int8 or fp8 must run so."""
+
+    def notes(request: ExportRequest, report: Mapping[str, Any], ran: Mapping[str, int]) -> list[str]:
+        planned = sum(op["precision"] == precision for op in report["ops"])
+        done, total = ran.get(precision, 0), sum(ran.values())
+        if done < planned:
+            raise PrecisionNotApplied(
+                f"{precision} was planned for {planned} compute ops, but only {done} of {total} run in {precision}.",
+                fix="See `vitdeploy inspect` for the ops; --keep leaves a layer in float on purpose.",
+            )
+        share = report["quantised_macs"] / max(report["macs"], 1)
+        return [f"applied: {precision} compute in {done} of {total} ops, {share:.0%} of the MACs"]
+
+    return notes
 
 
 def storage_notes(request: ExportRequest, report: Mapping[str, Any], ran: Mapping[str, int]) -> list[str]:
@@ -208,9 +217,10 @@ CONVERSIONS: Mapping[str, Conversion] = {
     "fp32": Conversion(),
     "fp16": Conversion(to_half, half_notes),
     "bf16": Conversion(told=bf16_notes),
-    "int8": Conversion(to_static_int8, int8_notes),
-    "int8+bf16": Conversion(to_static_int8, int8_notes),
-    "int8-dynamic": Conversion(to_dynamic_int8, int8_notes),
+    "fp8": Conversion(to_calibrated, planned_notes("fp8"), opset=19),
+    "int8": Conversion(to_calibrated, planned_notes("int8")),
+    "int8+bf16": Conversion(to_calibrated, planned_notes("int8")),
+    "int8-dynamic": Conversion(to_dynamic_int8, planned_notes("int8")),
     "int8-weights": Conversion(to_stored(8), storage_notes),
     "int4-weights": Conversion(to_stored(4), storage_notes, opset=21),
 }

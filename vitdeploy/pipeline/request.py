@@ -17,7 +17,7 @@ from vitdeploy.export.trace import OPSET, OPSETS
 from vitdeploy.models.build import BuildOptions, Built, check
 from vitdeploy.quantize import schemes
 from vitdeploy.quantize.options import Int8Options
-from vitdeploy.spec import LARGEST_BATCH, PRECISIONS, STATIC_INT8
+from vitdeploy.spec import CALIBRATED, LARGEST_BATCH, PRECISIONS
 
 LAYOUTS = ("plain", "triton")
 
@@ -36,13 +36,13 @@ class ExportRequest:
         opset: of the default ONNX domain; None leaves it to the backend and the precision.
         run: device, threads and the like.
         data: real images that verification also uses.
-        calib: images that int8 is calibrated on: whatever data.image_set.open_images reads.
+        calib: images that int8 and fp8 are calibrated on: whatever data.image_set.open_images reads.
         calib_random: calibrate on synthetic images instead, which is for latency work only.
         calib_images: how many of them at most, evenly spread.
         strict: a calibration image that cannot be read is an error.
         int8: how to quantise; of it, what has less than 16 bits all takes `keep`.
         scheme: whose dialect of Q/DQ to write; None takes the backend's own for this machine.
-        sensitivity: int8: also measure the error of each op alone.
+        sensitivity: int8, fp8: also measure the error of each op alone.
         tolerance: on the maximum error relative to the largest logit; None takes the precision's.
         bench: measure latency; warmup, duration: its seconds.
         layout: of the artifact's folder, one of LAYOUTS.
@@ -81,7 +81,8 @@ class ExportRequest:
             return self.out
         name = re.sub(r"^(timm:|hf[-_]hub:)", "", self.model).replace(".py:", "-")
         name = re.sub(r"[^\w.\-]+", "-", Path(name).name).strip("-.") or "model"
-        return Path("-".join(filter(None, (name, self.precision, self.scheme))))
+        scheme = (self.scheme or "").removesuffix(f"-{self.precision}")
+        return Path("-".join(filter(None, (name, self.precision, scheme))))
 
     @property
     def batches(self) -> tuple[int, ...]:
@@ -147,7 +148,7 @@ def check_request(request: ExportRequest) -> None:
         raise UsageError("fp16 inputs and outputs need --precision fp16.")
     check_calibration(request)
     if request.int8.keep and request.precision in ("fp32", "fp16", "bf16"):
-        raise UsageError(f"--keep leaves layers out of int8 or int4, and {request.precision} is neither.")
+        raise UsageError(f"--keep leaves layers out of int8, fp8 or int4, and {request.precision} is none of them.")
     check_layout(request)
     check_common(request)
 
@@ -177,19 +178,19 @@ def check_common(request: ExportRequest) -> None:
 
 def check_calibration(request: ExportRequest) -> None:
     given = request.calib is not None or request.calib_random
-    if request.precision not in STATIC_INT8:
+    if request.precision not in CALIBRATED:
         if request.sensitivity:
-            raise UsageError("The sensitivity of ops is measured for --int8.")
+            raise UsageError("The sensitivity of ops is measured for --int8 and --fp8.")
         if given:
-            raise UsageError("Calibration images are for --int8.")
+            raise UsageError("Calibration images are for --int8 and --fp8.")
         if request.scheme is not None:
-            raise UsageError("A scheme is for --int8.")
+            raise UsageError("A scheme is for --int8 and --fp8.")
         if replace(request.int8, keep=()) != Int8Options():
-            raise UsageError("How to find ranges, equalise, round and correct biases is for --int8.")
+            raise UsageError("How to find ranges, equalise, round and correct biases is for --int8 and --fp8.")
         return
     if not given:
         raise UsageError(
-            "int8 needs images to measure activations on.",
+            f"{request.precision} needs images to measure activations on.",
             fix="Give --calib FOLDER with a few hundred photos of the kind that the model will see, or --calib-random "
             "for a file whose latency is all that counts.",
         )
@@ -197,9 +198,21 @@ def check_calibration(request: ExportRequest) -> None:
         raise UsageError("--calib and --calib-random contradict each other.")
     if request.calib_images < 1:
         raise UsageError(f"{request.calib_images} calibration images are too few.")
-    request.int8.check()
-    if request.scheme is not None:
-        schemes.get(request.scheme).check_opset(request.opset or OPSET)
+    check_scheme(request)
+
+
+def check_scheme(request: ExportRequest) -> None:
+    """Refuse a dialect of another precision, options that the precision has no use for, and an opset too old."""
+    precision = request.precision.partition("+")[0]
+    request.int8.check(precision)
+    name = request.scheme or schemes.FOREIGN.get(precision)
+    if name is None:
+        return
+    scheme = schemes.get(name)
+    if scheme.precision != precision:
+        fitting = ", ".join(other for other in schemes.SCHEMES if schemes.get(other).precision == precision)
+        raise UsageError(f"The scheme {name} is for {scheme.precision}.", fix=f"{precision} has {fitting}.")
+    scheme.check_opset(request.opset or OPSET)
 
 
 def check_tolerance(tolerance: float | None) -> None:

@@ -15,7 +15,7 @@ from vitdeploy.backends.base import Census, RunOptions
 from vitdeploy.bench.stats import LatencyStats, ratio_of_interleaved
 from vitdeploy.errors import BackendError, MissingDependency, PrecisionNotApplied, UnsupportedModel, UsageError
 from vitdeploy.pipeline.request import ExportRequest, Listener, Steps
-from vitdeploy.spec import STATIC_INT8, InputSpec, ModelSpec
+from vitdeploy.spec import CALIBRATED, InputSpec, ModelSpec
 from vitdeploy.tune.plans import Answers, Plan, Trial
 from vitdeploy.verify.score import NO_ANSWER, best_classes
 
@@ -163,7 +163,7 @@ class Workshop:
         request = self.request_for(plan)
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
-        prepared = self._prepare(plan) if plan.precision in STATIC_INT8 else None
+        prepared = self._prepare(plan) if plan.precision in CALIBRATED else None
         graph = self.graph() if prepared is None else prepared.model.clone()
         calib = self.calib.open(self.spec.input)
         quiet = Steps(Quiet(self.steps.listener))
@@ -199,12 +199,11 @@ class Workshop:
 
     def _prepare(self, plan: Plan) -> Prepared:
         """The calibration that serves every mixture of a scheme; only the latest one is held."""
-        from vitdeploy.backends import registry
-        from vitdeploy.pipeline.calibration import as_images
+        from vitdeploy.pipeline.calibration import as_images, dialect
         from vitdeploy.quantize.ptq import prepare
 
         request = self.request_for(replace(plan, keep=()))
-        scheme = registry.get(plan.backend).scheme(request.run)
+        scheme, _ = dialect(request)
         known = self._prepared
         if known is None or (known.scheme, known.options) != (scheme, request.int8):
             images = as_images(self.calib.open(self.spec.input))
@@ -250,7 +249,7 @@ class Workshop:
             p50=LatencyStats.from_seconds([s for turn in turns for s in turn]).p50,
             bytes=sum(path.stat().st_size for path in files),
             search=compare(known[0], *found),
-            int8_share=report["int8_macs"] / max(report["macs"], 1) if report else 0.0,
+            int8_share=report["quantised_macs"] / max(report["macs"], 1) if report else 0.0,
         )
 
     def race(self, plans: Sequence[Plan], warmup: float, duration: float) -> list[Turns]:

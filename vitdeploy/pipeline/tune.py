@@ -34,7 +34,7 @@ from vitdeploy.pipeline.export import (
 from vitdeploy.pipeline.request import ExportRequest, Listener, Steps, check_common, request_record
 from vitdeploy.pipeline.trials import Images, Workshop
 from vitdeploy.report.plot import bars, scatter
-from vitdeploy.spec import STATIC_INT8, ModelSpec
+from vitdeploy.spec import CALIBRATED, ModelSpec
 from vitdeploy.staging import lock_folder
 from vitdeploy.tune.budget import Budget
 from vitdeploy.tune.choice import no_plan, p50, pick, unconfirmed
@@ -282,7 +282,7 @@ def explore(request: TuneRequest, shop: Workshop, state: State, first: Sequence[
                 shop.steps.note(f"The time is up; not tried: {', '.join(untried)}.")
             return
         attempt(request, shop, state, plan)
-    for plan in [trial.plan for trial in state.trials.values() if trial.plan.precision in STATIC_INT8]:
+    for plan in [trial.plan for trial in state.trials.values() if trial.plan.precision in CALIBRATED]:
         if time.monotonic() > end:
             return
         better = None if plan.keep else where_it_pays(plan, ops_of(request, shop, state, plan, errors=False))
@@ -303,7 +303,7 @@ def promising(request: TuneRequest, state: State) -> list[Plan]:
     found = [
         trial
         for trial in state.trials.values()
-        if trial.plan.precision in STATIC_INT8
+        if trial.plan.precision in CALIBRATED
         and trial.search is not None
         and request.budget.inaccurate(trial.search)
         and trial.ratio > best * MIN_GAIN

@@ -14,7 +14,7 @@ from vitdeploy.models.build import BuildOptions
 from vitdeploy.pipeline.export import find_departure, judge, run_candidate, settle, verdict, verification_cases
 from vitdeploy.pipeline.files import model_file, spec_of
 from vitdeploy.pipeline.request import ExportRequest, Listener, Steps, check_tolerance
-from vitdeploy.spec import STATIC_INT8, ModelSpec
+from vitdeploy.spec import CALIBRATED, ModelSpec
 
 if TYPE_CHECKING:
     from vitdeploy.verify.compare import Verification
@@ -127,7 +127,7 @@ def request_of(
     batch = record.get("batch", 1)
     build = record.get("build") or {}
     calib = Path(record["calib"]) if record.get("calib") else None
-    photos = record.get("precision") in STATIC_INT8 and not record.get("calib_random")
+    photos = record.get("precision") in CALIBRATED and not record.get("calib_random")
     if photos and data is None and (calib is None or not calib.exists()):
         raise UsageError(
             f"The images that {file} was calibrated on are not here, and int8 is proven on images of their kind.",

@@ -1,4 +1,4 @@
-"""Which range of a tensor 256 steps should cover: everything seen, or less, where rare outliers cost the rest its bits.
+"""Which range of a tensor 8 bits should cover: everything seen, or less, where rare outliers cost the rest its bits.
 
 Percentile and entropy: Wu et al. 2020, "Integer Quantization for Deep Learning Inference" (arXiv:2004.09602). Mean
 squared error: Banner et al. 2019, "Post training 4-bit quantization of convolutional networks" (arXiv:1810.05723), on
@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from vitdeploy.errors import UsageError
+from vitdeploy.quantize.grid import GRIDS, Grid
 from vitdeploy.quantize.observe import TensorStatistics
 
 Range = tuple[float, float]
@@ -25,7 +26,12 @@ TINY = 1e-12
 
 
 def find_range(
-    statistics: TensorStatistics, method: str, *, symmetric: bool, levels: int = 256, through: Function | None = None
+    statistics: TensorStatistics,
+    method: str,
+    *,
+    symmetric: bool,
+    grid: Grid = GRIDS["uint8"],
+    through: Function | None = None,
 ) -> Range:
     """The (low, high) that quantisation should cover; it always contains zero, which padding and attention need exact.
 
@@ -33,7 +39,7 @@ def find_range(
         statistics: of the tensor.
         method: 'minmax', 'percentile', 'entropy' or 'mse'.
         symmetric: whether low must be -high.
-        levels: quantised values there are.
+        grid: the quantised values there are.
         through: the function that alone reads the tensor, where there is one: 'mse' then counts the error behind it.
             Whatever HardSwish makes zero needs no steps.
 
@@ -42,7 +48,7 @@ def find_range(
     """
     if method not in METHODS:
         raise UsageError(f"Unknown calibration method '{method}': one of {', '.join(METHODS)}.")
-    low, high = METHODS[method](statistics, symmetric, levels, through)
+    low, high = METHODS[method](statistics, symmetric, grid, through)
     low, high = min(low, 0.0), max(high, 0.0)
     if symmetric:
         high = max(-low, high)
@@ -50,11 +56,11 @@ def find_range(
     return low, high
 
 
-def _minmax(statistics: TensorStatistics, symmetric: bool, levels: int, through: Function | None) -> Range:
+def _minmax(statistics: TensorStatistics, symmetric: bool, grid: Grid, through: Function | None) -> Range:
     return statistics.minimum, statistics.maximum
 
 
-def _percentile(statistics: TensorStatistics, symmetric: bool, levels: int, through: Function | None) -> Range:
+def _percentile(statistics: TensorStatistics, symmetric: bool, grid: Grid, through: Function | None) -> Range:
     """The range that leaves the same share of values outside on either end."""
     share = np.cumsum(statistics.counts) / max(statistics.counts.sum(), 1)
     outside = (1 - PERCENTILE / 100) / 2
@@ -64,7 +70,7 @@ def _percentile(statistics: TensorStatistics, symmetric: bool, levels: int, thro
     return max(float(low), statistics.minimum), min(float(high), statistics.maximum)
 
 
-def _mse(statistics: TensorStatistics, symmetric: bool, levels: int, through: Function | None) -> Range:
+def _mse(statistics: TensorStatistics, symmetric: bool, grid: Grid, through: Function | None) -> Range:
     """The range whose rounding error (step^2 / 12 inside) and clipping error (outside) are least together."""
     shares = SHARES if through is None else DEEP
     filled = statistics.counts > 0
@@ -76,14 +82,16 @@ def _mse(statistics: TensorStatistics, symmetric: bool, levels: int, through: Fu
         seen, weight = through(centres), counts * _slope(through, centres, width) ** 2
 
     def cost(low: float, high: float) -> float:
-        step = (high - low) / (levels - 1)
+        unit = grid.unit(low, high, symmetric=symmetric)
         clipped = centres.clip(low, high)
         ends = clipped if through is None else through(clipped)
-        inside = weight[clipped == centres].sum()
+        inside = clipped == centres
+        steps = grid.spacing(centres[inside] / max(unit, TINY))
+        rounded = (weight[inside] * steps**2).sum() * unit**2 / 12
         missed = counts * (seen - ends)
         # Rounding errors cancel out in the sums that follow; what clipping takes away does not.
         together = TOGETHER * missed.sum() ** 2 / counts.sum()
-        return float(inside * step**2 / 12 + (missed * (seen - ends)).sum() + together)
+        return float(rounded + (missed * (seen - ends)).sum() + together)
 
     low, high = min(statistics.minimum, 0.0), max(statistics.maximum, 0.0)
     if symmetric:
@@ -103,8 +111,9 @@ def _slope(function: Function, at: np.ndarray, width: float) -> np.ndarray:
     return (function(at + width / 2) - function(at - width / 2)) / width
 
 
-def _entropy(statistics: TensorStatistics, symmetric: bool, levels: int, through: Function | None) -> Range:
+def _entropy(statistics: TensorStatistics, symmetric: bool, grid: Grid, through: Function | None) -> Range:
     """The range that loses least information: the Kullback-Leibler divergence from the histogram to its coarse form."""
+    levels = int(2 * grid.high if symmetric else grid.high - grid.low) + 1
     counts = statistics.counts.astype(np.float64)
     filled = np.flatnonzero(counts)
     first, last = int(filled[0]), int(filled[-1]) + 1
@@ -139,7 +148,7 @@ def _divergence(counts: np.ndarray, start: int, stop: int, levels: int) -> float
     return float((p[there] * np.log(p[there] / np.maximum(q[there], TINY))).sum())
 
 
-METHODS: dict[str, Callable[[TensorStatistics, bool, int, Function | None], Range]] = {
+METHODS: dict[str, Callable[[TensorStatistics, bool, Grid, Function | None], Range]] = {
     "minmax": _minmax,
     "percentile": _percentile,
     "entropy": _entropy,

@@ -37,7 +37,7 @@ class _Reading:
 
 
 def readers(places: Places, targets: Sequence[Target]) -> dict[str, list[Target]]:
-    """The quantised values that int8 products alone read, and those products."""
+    """The quantised values that quantised products alone read, and those products."""
     slots: dict[tuple[ir.Node, int], Target] = {(target.node, 0): target for target in targets}
     found = {}
     for name, value in places.inputs.items():

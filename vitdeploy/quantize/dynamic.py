@@ -42,14 +42,14 @@ class DynamicReport:
     Attributes:
         scheme: by name.
         ops: each product: its label, op type, precision, MACs, and why it is in float where it is.
-        macs: of all products; int8_macs: of those in int8.
+        macs: of all products; quantised_macs: of those in int8.
         weight_bytes_before, weight_bytes_after: of all weights.
     """
 
     scheme: str
     ops: Sequence[Mapping[str, Any]]
     macs: int
-    int8_macs: int
+    quantised_macs: int
     weight_bytes_before: int
     weight_bytes_after: int
 

@@ -94,7 +94,7 @@ def equalize(
     """Equalise an fp32 graph, in place.
 
     Args:
-        targets: the products that will be int8.
+        targets: the products that will be quantised.
         techniques: some of 'smoothquant', 'repq' and 'cross-layer'.
         batches: float32 (N, C, H, W), as the graph takes them. A single one proves nothing, and nothing is changed.
         clipped: whether ranges will be searched for (or are extremes).
@@ -254,9 +254,10 @@ def _of(change: Change, channels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _rounded(w: np.ndarray, scheme: Scheme) -> np.ndarray:
-    """A weight matrix (groups, K, outputs) as int8 with a step for each output has it."""
-    step = np.maximum(np.abs(w).max(axis=1, keepdims=True) / scheme.weight_peak, np.float32(1e-30))
-    return np.rint(w / step) * step
+    """A weight matrix (groups, K, outputs) as 8 bits with the scheme's scales have it."""
+    axes = 1 if scheme.weight_scales == "channel" else None
+    step = np.maximum(np.abs(w).max(axis=axes, keepdims=True) / scheme.weight_peak, np.float32(1e-30))
+    return scheme.weight_grid.nearest(w / step) * step
 
 
 def _apply(site: Site, change: Change, readings: Sequence[_Reading]) -> None:

@@ -1,4 +1,4 @@
-"""Static int8 as explicit Q/DQ: which values carry it, and the nodes that say so."""
+"""Static int8 and fp8 as explicit Q/DQ: which values carry it, and the nodes that say so."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import onnx_ir as ir
 
 from vitdeploy.graph.edit import add_node, array, constant, dims, fresh_name, reshape_target, sweep
 from vitdeploy.quantize.clip import Function, Range
+from vitdeploy.quantize.grid import GRIDS
 from vitdeploy.quantize.schemes import Scheme
 from vitdeploy.quantize.targets import Target
 
-TYPES = {"uint8": ir.DataType.UINT8, "int8": ir.DataType.INT8}
+TYPES = {"uint8": ir.DataType.UINT8, "int8": ir.DataType.INT8, "fp8": ir.DataType.FLOAT8E4M3FN}
 TINY = np.float32(2.0**-100)  # below any scale that float32 can multiply by
 HALF_RANGE = np.float32(2.0**-24), np.float32(65504)  # of fp16, its subnormal numbers included
 BIAS_PEAK = 2.0**30  # an int32 bias keeps a bit to spare for the sum
@@ -24,27 +25,24 @@ Rounding = Callable[[Target, np.ndarray, np.ndarray], np.ndarray]  # (target, we
 
 @dataclass(frozen=True)
 class QuantParams:
-    """How a tensor becomes 8 bits: q = clip(round(x / scale) + zero_point)."""
+    """How a tensor becomes 8 bits: q = clip(round(x / scale) + zero_point), rounded to the grid that `kind` names."""
 
     scale: np.float32
     zero_point: int
-    dtype: str
+    kind: str
 
     def apply(self, x: np.ndarray) -> np.ndarray:
         """What the tensor is after being quantised and back, float32."""
-        info = np.iinfo(self.dtype)
-        q = np.clip(np.rint(x / self.scale) + self.zero_point, info.min, info.max)
+        q = GRIDS[self.kind].nearest(x / self.scale, self.zero_point)
         return ((q - self.zero_point) * self.scale).astype(np.float32)
 
 
 def quant_params(found: Range, scheme: Scheme) -> QuantParams:
     """The parameters that cover a range in the scheme's activation type."""
     low, high = found
-    info = np.iinfo(scheme.activation)
-    if scheme.symmetric:
-        return QuantParams(np.float32(storable(max(-low, high) / info.max, scheme)), 0, scheme.activation)
-    scale = np.float32(storable((high - low) / (info.max - info.min), scheme))
-    zero_point = int(np.clip(np.rint(info.min - low / scale), info.min, info.max))
+    grid = scheme.grid
+    scale = np.float32(storable(grid.unit(low, high, symmetric=scheme.symmetric), scheme))
+    zero_point = 0 if scheme.symmetric else int(np.clip(np.rint(grid.low - low / scale), grid.low, grid.high))
     return QuantParams(scale, zero_point, scheme.activation)
 
 
@@ -64,9 +62,9 @@ def storable(scale: np.ndarray | float, scheme: Scheme) -> np.ndarray:
     return np.where(exact < high, half, exact).astype(np.float32)  # beyond, it belongs to an fp32 island
 
 
-def default_plan(targets: Iterable[Target]) -> dict[str, str]:
-    """Products with weights in int8; those of two activations in float: their inputs quantise badly and gain little."""
-    return {t.name: "int8" if t.axis is not None and not t.unfit else "float" for t in targets}
+def default_plan(targets: Iterable[Target], precision: str = "int8") -> dict[str, str]:
+    """Products with weights in 8 bits; of two activations in float: their inputs quantise badly and gain little."""
+    return {t.name: precision if t.axis is not None and not t.unfit else "float" for t in targets}
 
 
 @dataclass(frozen=True)
@@ -74,8 +72,8 @@ class Places:
     """The values that get a Q/DQ pair.
 
     Attributes:
-        inputs: read by int8 nodes; others that read the same value keep it in float.
-        outputs: written by int8 nodes that write 8 bits only; everybody reads those.
+        inputs: read by quantised nodes; others that read the same value keep it in float.
+        outputs: written by quantised nodes that write 8 bits only; everybody reads those.
         axes: of all of them, where their channels are.
     """
 
@@ -86,7 +84,7 @@ class Places:
 
 def find_places(targets: Sequence[Target], plan: Mapping[str, str], scheme: Scheme) -> Places:
     """Where Q/DQ pairs go for a plan, in the scheme's dialect."""
-    chosen = [target for target in targets if plan.get(target.name) == "int8"]
+    chosen = [target for target in targets if plan.get(target.name) == scheme.precision]
     inputs: dict[str, ir.Value] = {}
     outputs: dict[str, ir.Value] = {}
     axes: dict[str, int] = {}
@@ -160,12 +158,12 @@ def insert(
         The parameters of each quantised activation.
     """
     graph = model.graph
-    chosen = [target for target in targets if plan.get(target.name) == "int8"]
+    chosen = [target for target in targets if plan.get(target.name) == scheme.precision]
     params = all_params(places, ranges, scheme)
-    int8_slots = {(target.node, i) for target in chosen for i in range(len(target.activations))}
+    slots_of = {(target.node, i) for target in chosen for i in range(len(target.activations))}
     products = {target.node for target in chosen if target.node.op_type not in scheme.outputs}
     for name, value in places.inputs.items():
-        slots = [(node, i) for node, i in value.uses() if (node, i) in int8_slots]
+        slots = [(node, i) for node, i in value.uses() if (node, i) in slots_of]
         shared = len(slots) < len(list(value.uses())) or value.is_graph_output()
         _pair(graph, value, params[name], slots, apart=scheme.apart and shared and value.producer() in products)
     for name, value in places.outputs.items():
@@ -216,12 +214,13 @@ def _pair(
         return
     name = value.name or ""
     scale = array(graph, f"{name}/scale", np.array(params.scale, np.float32))
-    zero_point = array(graph, f"{name}/zero_point", np.array(params.zero_point, params.dtype))
+    kind = TYPES[params.kind]
+    zero_point = array(graph, f"{name}/zero_point", np.array(params.zero_point, kind.numpy()))
     shape = dims(value)
     if apart and shape is not None and sum(not isinstance(d, int) for d in shape) <= 1:
         target = reshape_target(graph, shape, f"{name}/apart")
         value = _after(graph, value, "Reshape", [value, target], f"{name}/apart", ir.DataType.FLOAT)
-    q = _after(graph, value, "QuantizeLinear", [value, scale, zero_point], f"{name}/q", TYPES[params.dtype])
+    q = _after(graph, value, "QuantizeLinear", [value, scale, zero_point], f"{name}/q", kind)
     dq = _after(graph, q, "DequantizeLinear", [q, scale, zero_point], f"{name}/dq", ir.DataType.FLOAT)
     for node, i in slots:
         node.replace_input_with(i, dq)
@@ -242,8 +241,11 @@ def _after(
     return out
 
 
-def weight_step(w: np.ndarray, axis: int, peak: int, bias: np.ndarray | None, scale: np.float32) -> np.ndarray:
-    """The scale of each output channel, float32 (channels,); wide enough that an int32 bias in its unit fits."""
+def weight_step(w: np.ndarray, axis: int | None, peak: int, bias: np.ndarray | None, scale: np.float32) -> np.ndarray:
+    """The scale of each output channel, float32 (channels,), or () with no axis: one for the whole weight.
+
+    It is wide enough that an int32 bias in its unit fits.
+    """
     others = tuple(i for i in range(w.ndim) if i != axis)
     step = np.abs(w).max(axis=others, initial=0).astype(np.float64) / peak
     if bias is not None:
@@ -252,19 +254,25 @@ def weight_step(w: np.ndarray, axis: int, peak: int, bias: np.ndarray | None, sc
     return np.maximum(step.astype(np.float32), TINY)
 
 
-def along(vector: np.ndarray, axis: int, ndim: int) -> np.ndarray:
-    """A vector shaped so that it multiplies along `axis`."""
+def along(vector: np.ndarray, axis: int | None, ndim: int) -> np.ndarray:
+    """A vector shaped so that it multiplies along `axis`; a scalar as it is."""
+    if axis is None:
+        return vector
     shape = [1] * ndim
     shape[axis] = -1
     return vector.reshape(shape)
 
 
+def scale_axis(target: Target, scheme: Scheme) -> int | None:
+    """The axis of a weight that has scales; None where there is one for all of it."""
+    return target.axis if scheme.weight_scales == "channel" else None
+
+
 def _quantise_weight(
     graph: ir.Graph, target: Target, params: QuantParams, scheme: Scheme, rounding: Rounding | None
 ) -> None:
-    node, axis, peak = target.node, target.axis, scheme.weight_peak
+    node, axis = target.node, scale_axis(target, scheme)
     source = node.inputs[1]
-    assert axis is not None
     assert source is not None
     w = constant(source)
     assert w is not None
@@ -272,9 +280,9 @@ def _quantise_weight(
     found = constant(b)
     bias = None if found is None else found.reshape(-1).astype(np.float64)
     integer = scheme.bias == "int32"
-    step = storable(weight_step(w, axis, peak, bias if integer else None, params.scale), scheme)
+    step = storable(weight_step(w, axis, scheme.weight_peak, bias if integer else None, params.scale), scheme)
     if rounding is None:
-        q = np.clip(np.rint(w / along(step, axis, w.ndim)), -peak, peak).astype(np.int8)
+        q = scheme.weight_grid.nearest(w / along(step, axis, w.ndim)).astype(TYPES[scheme.precision].numpy())
     else:
         q = rounding(target, w, step)
     node.replace_input_with(1, _dequantised(node, source, q, step, axis))
@@ -285,12 +293,13 @@ def _quantise_weight(
     node.replace_input_with(2, _dequantised(node, b, q, unit, 0))
 
 
-def _dequantised(node: ir.Node, source: ir.Value, q: np.ndarray, scale: np.ndarray, axis: int) -> ir.Value:
-    """A DequantizeLinear of a constant, per channel."""
+def _dequantised(node: ir.Node, source: ir.Value, q: np.ndarray, scale: np.ndarray, axis: int | None) -> ir.Value:
+    """A DequantizeLinear of a constant, per channel of an axis where there is one."""
     graph = node.graph
     assert isinstance(graph, ir.Graph)
     name = source.name or ""
     content = array(graph, f"{name}/{q.dtype.name}", q)
     unit = array(graph, f"{name}/scale", scale)
     zeros = array(graph, f"{name}/zero_point", np.zeros(scale.shape, q.dtype))
-    return add_node(node, "DequantizeLinear", [content, unit, zeros], f"{name}/dq", source, q.shape, axis=axis)
+    by = {} if axis is None else {"axis": axis}
+    return add_node(node, "DequantizeLinear", [content, unit, zeros], f"{name}/dq", source, q.shape, **by)

@@ -10,9 +10,10 @@ import numpy as np
 import onnx_ir as ir
 
 from vitdeploy.errors import UnsupportedModel
-from vitdeploy.graph.edit import constant, is_constant
+from vitdeploy.graph.edit import constant, integer, is_constant
+from vitdeploy.quantize.int8 import TYPES
 from vitdeploy.quantize.schemes import Scheme
-from vitdeploy.quantize.targets import weight_axis
+from vitdeploy.quantize.targets import misfit, weight_axis
 
 PRODUCTS = ("Conv", "Gemm", "MatMul")
 # What stays in float in a vision transformer, whatever the runtime: 8 bits ruin it or gain nothing.
@@ -21,7 +22,6 @@ INTEGER_OPS = {
     *("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"),
     *("QGemm", "QAttention", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "QLinearAdd"),
 }
-ZERO_POINT_TYPES = {"uint8": ir.DataType.UINT8, "int8": ir.DataType.INT8}
 SLACK = 1e-3  # relative, between a bias's scale and the accumulator's
 
 
@@ -63,6 +63,11 @@ def check_garbage(model: ir.Model, scheme: Scheme, what: str) -> None:
     if found:
         more = f", and {len(found) - 1} more" if found[1:] else ""
         raise UnsupportedModel(f"{what}: {found[0]}{more}.")
+
+
+def kind(dtype: ir.DataType | None) -> str:
+    """A type's name in ONNX, in small letters."""
+    return "of no known type" if dtype is None else dtype.name.lower()
 
 
 def name_of(node: ir.Node) -> str:
@@ -163,9 +168,11 @@ def activations(node: ir.Node, scheme: Scheme) -> Iterator[Finding]:
         return
     zero_point = constant(node.inputs[2]) if len(node.inputs) > 2 else None
     dtype = node.inputs[2].dtype if len(node.inputs) > 2 and node.inputs[2] is not None else ir.DataType.UINT8
-    if dtype != ZERO_POINT_TYPES[scheme.activation]:
-        text = f"it makes {str(dtype).lower()}, where {scheme.activation} is wanted"
+    if dtype != TYPES[scheme.activation]:
+        text = f"it makes {kind(dtype)}, where {kind(TYPES[scheme.activation])} is wanted"
         yield Finding("activation-type", name_of(node), text, scheme.reasons.get("activation", ""))
+    if scheme.precision == "fp8" and integer(node, "saturate", 1) == 0:
+        yield Finding("saturate", name_of(node), "its saturate is 0: what lies beyond the range becomes NaN")
     if scheme.symmetric and zero_point is not None and np.any(zero_point):
         text = f"its zero point is {zero_point.reshape(-1)[0]}, not 0"
         yield Finding("zero-point", name_of(node), text, scheme.reasons.get("symmetric", ""))
@@ -198,24 +205,38 @@ def weights(node: ir.Node, scheme: Scheme) -> Iterator[Finding]:
     weight = weight_of(node, 1) if node.op_type in PRODUCTS else None
     if weight is None or weight.scale is None:
         return
-    name = name_of(weight.node)
-    expected = _expected_axis(node)
-    if weight.scale.size == 1 and weight.content.ndim > 1 and weight.content.shape[expected] > 1:
-        yield Finding(
-            "per-tensor-weight", name, "one scale for the whole weight, where one an output channel is wanted"
-        )
-    elif weight.scale.ndim == 1 and weight.content.ndim > 1 and weight.axis != expected:
-        yield Finding("weight-axis", name, f"its axis is {weight.axis}, and output channels are along {expected}")
-    if weight.dtype != ir.DataType.INT8:
-        yield Finding("weight-type", name, f"the weight is {str(weight.dtype).lower()}, not int8")
+    name, wanted = name_of(weight.node), TYPES[scheme.precision]
+    if weight.dtype != wanted and activation_of(node) is None:
+        text = f"the weight is {kind(weight.dtype)} for storage alone: its product runs in float"
+        yield Finding("weight-only", name, text, f"{scheme.name} is about products in {scheme.precision}")
+        return
+    yield from weight_scales(node, weight, scheme)
+    if weight.dtype != wanted:
+        yield Finding("weight-type", name, f"the weight is {kind(weight.dtype)}, not {kind(wanted)}")
     elif weight.zero_point is not None and np.any(weight.zero_point):
         yield Finding("weight-zero-point", name, "the weight's zero point is not 0")
+    elif not np.isfinite(weight.content.astype(np.float32)).all():
+        yield Finding("weight-nan", name, "the weight holds NaN: numbers beyond the range were not cut off")
     elif scheme.weight_peak < 127 and np.abs(weight.content.astype(np.int16)).max(initial=0) > scheme.weight_peak:
         text = f"weights reach beyond {scheme.weight_peak}"
         yield Finding("weight-peak", name, text, scheme.reasons.get("weight_peak", ""))
-    if node.op_type != "Conv" and min(weight.content.shape, default=0) < scheme.smallest:
-        text = f"a product as narrow as {min(weight.content.shape)} is quantised"
-        yield Finding("narrow", name_of(node), text, scheme.reasons.get("smallest", ""))
+    rule = misfit(node, weight.content.shape, scheme)
+    if rule:
+        text = f"a {node.op_type} with a weight of {list(weight.content.shape)} is quantised"
+        yield Finding(rule.replace("_", "-"), name_of(node), text, scheme.reasons.get(rule, ""))
+
+
+def weight_scales(node: ir.Node, weight: Weight, scheme: Scheme) -> Iterator[Finding]:
+    if weight.scale is None or weight.content.ndim < 2:
+        return
+    name, expected, reason = name_of(weight.node), _expected_axis(node), scheme.reasons.get("weight_scales", "")
+    if scheme.weight_scales == "tensor" and weight.scale.size > 1:
+        yield Finding("per-channel-weight", name, "a scale a channel, where one for the whole weight is wanted", reason)
+    elif scheme.weight_scales == "channel" and weight.scale.size == 1 and weight.content.shape[expected] > 1:
+        text = "one scale for the whole weight, where one an output channel is wanted"
+        yield Finding("per-tensor-weight", name, text, reason)
+    if weight.scale.ndim == 1 and weight.scale.size > 1 and weight.axis != expected:
+        yield Finding("weight-axis", name, f"its axis is {weight.axis}, and output channels are along {expected}")
 
 
 def _expected_axis(node: ir.Node) -> int:

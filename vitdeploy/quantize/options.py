@@ -1,4 +1,4 @@
-"""How a user wants int8 done. Imports nothing heavy: the command line reads it."""
+"""How a user wants int8 or fp8 done. Imports nothing heavy: the command line reads it."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Int8Options:
             return EQUALIZERS if self.equalize == "auto" else ()
         return tuple(dict.fromkeys(name.strip() for name in self.equalize.split(",")))
 
-    def check(self) -> None:
-        """Raise UsageError on a value that is not one of those above."""
+    def check(self, precision: str = "int8") -> None:
+        """Raise UsageError on a value that is not one of those above, or that makes no sense in a precision."""
         if self.method not in METHODS:
             raise UsageError(f"Unknown calibration method '{self.method}': one of {', '.join(METHODS)}.")
         if self.rounding not in ROUNDINGS:
@@ -48,3 +48,9 @@ class Int8Options:
         for name in self.equalizers:
             if name not in EQUALIZERS:
                 raise UsageError(f"Unknown equalisation '{name}': auto, none, or some of {', '.join(EQUALIZERS)}.")
+        if precision == "fp8" and self.rounding != "nearest":
+            raise UsageError("Learned rounding is for the even steps of int8: those of fp8 grow with the weight.")
+        if precision == "fp8" and self.method == "entropy":
+            raise UsageError(
+                "Ranges by entropy are for the even steps of int8.", fix="Use output, mse, minmax or percentile."
+            )

@@ -1,4 +1,4 @@
-"""Post-training static int8, the whole way: calibrate, choose ranges, write Q/DQ, correct biases."""
+"""Post-training static int8 and fp8, the whole way: calibrate, choose ranges, write Q/DQ, correct biases."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Int8Report:
         ops: each product: its label, op type, precision, MACs, and why it is in float where it is.
         equalized: each site whose channels were scaled or moved: the layer that writes it, technique, range of factors,
             and the relative error of the products that read it, before and after.
-        macs: of all products; int8_macs: of those in int8.
+        macs: of all products; quantised_macs: of those in int8 or fp8.
         weight_bytes_before, weight_bytes_after: of all weights.
         fp16: what was done to the rest, where the scheme wants it in fp16.
     """
@@ -56,7 +56,7 @@ class Int8Report:
     digest: str
     ops: Sequence[Mapping[str, Any]]
     macs: int
-    int8_macs: int
+    quantised_macs: int
     weight_bytes_before: int
     weight_bytes_after: int
     equalized: Sequence[Mapping[str, Any]] = ()
@@ -88,7 +88,7 @@ class Images:
 class Prepared:
     """A float graph as equalisation left it, and what was measured of it before the first Q/DQ is written.
 
-    It serves every plan that has no more products in int8 than `options` says: see `to_int8`.
+    It serves every plan that quantises no more products than `options` says: see `to_int8`.
 
     Attributes:
         kept: names of the products that `options` keeps in float.
@@ -120,7 +120,7 @@ def to_int8(
     threads: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Int8Report:
-    """Turn an fp32 graph into one with explicit int8 Q/DQ, in place.
+    """Turn an fp32 graph into one with explicit Q/DQ in the scheme's int8 or fp8, in place.
 
     Args:
         model: the graph, with one input (N, C, H, W).
@@ -133,7 +133,7 @@ def to_int8(
     Raises:
         UsageError: an unknown option, a pattern that matches nothing, an opset too old for the scheme, no images, or
             NaN or Inf in them or behind them.
-        UnsupportedModel: nothing in the graph can run in int8.
+        UnsupportedModel: nothing in the graph can be quantised.
     """
     options = options or Int8Options()
     before = parameters(model)[1]
@@ -145,7 +145,7 @@ def to_int8(
         precision, reason = _precision(target, layout)
         ops.append(target.described(precision, work, reason))
     _write(model, found, layout, threads)
-    total, integer = sum(op["macs"] for op in ops), sum(op["macs"] for op in ops if op["precision"] == "int8")
+    total, done = sum(op["macs"] for op in ops), sum(op["macs"] for op in ops if op["precision"] != "float")
     half = to_fp16(model, found.few[: -(-HALF_IMAGES // _batch(model))]) if scheme.rest == "fp16" else None
     return Int8Report(
         scheme=scheme.name,
@@ -155,7 +155,7 @@ def to_int8(
         digest=images.digest,
         ops=ops,
         macs=total,
-        int8_macs=integer,
+        quantised_macs=done,
         weight_bytes_before=before,
         weight_bytes_after=parameters(model)[1],
         equalized=found.even.sites,
@@ -166,7 +166,7 @@ def to_int8(
 def measure_sensitivity(
     prepared: Prepared, *, threads: int = 0, progress: Callable[[int], None] | None = None
 ) -> list[Sensitivity]:
-    """What int8 costs at each product that `to_int8` would quantise, one at a time. The graph is not changed.
+    """What it costs to quantise each product that `to_int8` would quantise, one at a time. The graph is not changed.
 
     Args:
         progress: hears how many products are done.
@@ -191,7 +191,7 @@ def prepare(
 
     Raises as `to_int8` does.
     """
-    options.check()
+    options.check(scheme.precision)
     scheme.check_opset(model.opset_imports.get("", model.opset_imports.get("ai.onnx", 1)))
     if scheme.linear == "Gemm":
         to_gemm(model)
@@ -224,7 +224,7 @@ class _Layout:
     """A plan in one graph.
 
     Attributes:
-        targets: found in it; plan: 'int8' or 'float' for each, by name.
+        targets: found in it; plan: the scheme's precision or 'float' for each, by name.
         kept: names of those that the user wants in float.
         places: what gets Q/DQ.
     """
@@ -236,8 +236,8 @@ class _Layout:
 
     @property
     def weighted(self) -> list[Target]:
-        """Those with constant weights that will be int8."""
-        return [target for target in self.targets if self.plan[target.name] == "int8" and target.axis is not None]
+        """Those with constant weights that will be quantised."""
+        return [target for target in self.targets if self.plan[target.name] != "float" and target.axis is not None]
 
 
 def _layout(model: ir.Model, found: Prepared, keep: Sequence[str] = ()) -> _Layout:
@@ -248,13 +248,14 @@ def _layout(model: ir.Model, found: Prepared, keep: Sequence[str] = ()) -> _Layo
 
 
 def _planned(targets: Sequence[Target], scheme: Scheme, options: Int8Options, kept: Sequence[str]) -> _Layout:
-    """Raises UnsupportedModel where nothing is left for int8."""
-    plan = default_plan(targets)
-    plan |= {t.name: "int8" for t in targets if options.attention and t.axis is None}
+    """Raises UnsupportedModel where nothing is left to quantise."""
+    plan = default_plan(targets, scheme.precision)
+    plan |= {t.name: scheme.precision for t in targets if options.attention and t.axis is None}
     plan |= dict.fromkeys(kept, "float")
     found = _Layout(targets, plan, kept, find_places(targets, plan, scheme))
     if not found.weighted:
-        raise UnsupportedModel("Nothing is left for int8 in this graph: no product with constant weights.")
+        nothing = f"Nothing is left for {scheme.precision} in this graph: no product with constant weights"
+        raise UnsupportedModel(f"{nothing} is fit for it.")
     return found
 
 
@@ -272,9 +273,9 @@ def _write(model: ir.Model, found: Prepared, layout: _Layout, threads: int) -> N
 
 
 def _precision(target: Target, layout: _Layout) -> tuple[str, str]:
-    """'int8' or 'float', and why it is in float."""
-    if layout.plan[target.name] == "int8":
-        return "int8", ""
+    """'int8', 'fp8' or 'float', and why it is in float."""
+    if layout.plan[target.name] != "float":
+        return layout.plan[target.name], ""
     asked = "asked for" if target.name in layout.kept else ""
     return "float", asked or target.unfit or "the product of two activations: quantising both costs more than it saves"
 
@@ -293,7 +294,7 @@ def _ranges(
     method = "mse" if output else options.method
     found = {
         name: find_range(
-            statistics[name], method, symmetric=scheme.symmetric, levels=scheme.levels, through=through.get(name)
+            statistics[name], method, symmetric=scheme.symmetric, grid=scheme.grid, through=through.get(name)
         )
         for name in (*places.inputs, *places.outputs)
     }

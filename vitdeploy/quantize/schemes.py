@@ -1,32 +1,36 @@
-"""How each runtime wants int8 expressed in Q/DQ, as data. `lint.py` holds a graph against it, `int8.py` writes it."""
+"""How each runtime wants int8 and fp8 in Q/DQ, as data. `lint.py` holds a graph against it, `int8.py` writes it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from types import MappingProxyType
 
 from vitdeploy.errors import UsageError
+from vitdeploy.quantize.grid import GRIDS, Grid
 
 
 @dataclass(frozen=True)
 class Scheme:
     """One runtime's dialect of Q/DQ.
 
-    Weights are always int8, symmetric, one scale an output channel; activations have one scale a tensor. What differs:
+    Weights are symmetric, in int8, or in fp8 where activations are; activations have one scale a tensor. What differs:
 
     Attributes:
         name: as in `vitdeploy inspect --scheme`.
-        activation: 'uint8' or 'int8'.
+        activation: 'uint8', 'int8' or 'fp8' (E4M3).
         symmetric: whether the zero point of activations is 0.
         weight_peak: the largest magnitude of a quantised weight.
+        weight_scales: 'channel' (one an output channel) or 'tensor'.
         bias: 'int32' (a DequantizeLinear of the accumulator's own scale) or 'float'.
         linear: 'Gemm' where a bias must be part of the node, 'any' where MatMul + Add serves as well.
         outputs: compute ops whose output must be quantised too, or they run in float.
         follow: ops between quantised tensors that then run in int8 as well.
         apart: a product's float output that others read too must not feed a QuantizeLinear directly.
-        smallest: a product with an inner or output width below this stays in float.
+        smallest: a linear layer with an inner or output width below this stays in float.
+        smallest_conv: so does a convolution with fewer channels in or out, in any of its groups.
+        largest_kernel: and one with a window of more pixels; 0 is no limit.
         dynamic: how int8 with activations quantised at run time is written: 'integer' (DynamicQuantizeLinear and
             MatMulInteger), 'weights' (int8 weights alone: the runtime quantises what they multiply) or '' (not at all).
         dynamic_smallest: inner and output width below which the runtime leaves such a product in float.
@@ -40,12 +44,15 @@ class Scheme:
     activation: str = "uint8"
     symmetric: bool = False
     weight_peak: int = 127
+    weight_scales: str = "channel"
     bias: str = "float"
     linear: str = "any"
     outputs: frozenset[str] = frozenset()
     follow: frozenset[str] = frozenset()
     apart: bool = False
     smallest: int = 0
+    smallest_conv: int = 0
+    largest_kernel: int = 0
     dynamic: str = ""
     dynamic_smallest: tuple[int, int] = (1, 1)
     not_before: frozenset[str] = frozenset()
@@ -62,9 +69,19 @@ class Scheme:
             )
 
     @property
-    def levels(self) -> int:
-        """Values that an activation can take: a symmetric int8 leaves -128 out."""
-        return 255 if self.symmetric else 256
+    def precision(self) -> str:
+        """What its products run in: 'int8' or 'fp8'."""
+        return "fp8" if self.activation == "fp8" else "int8"
+
+    @property
+    def grid(self) -> Grid:
+        """The numbers that an activation can take."""
+        return GRIDS[self.activation]
+
+    @property
+    def weight_grid(self) -> Grid:
+        """The numbers that a weight can take."""
+        return replace(GRIDS[self.precision], low=-self.weight_peak, high=self.weight_peak)
 
 
 _ONNXRUNTIME = Scheme(
@@ -167,6 +184,34 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
                 ),
             ),
             Scheme(
+                "tensorrt-fp8",
+                activation="fp8",
+                symmetric=True,
+                weight_peak=448,
+                weight_scales="tensor",
+                smallest=16,
+                smallest_conv=17,
+                largest_kernel=32,
+                rest="fp16",
+                opset=19,
+                reasons=MappingProxyType(
+                    {
+                        "activation": "E4M3 is the fp8 that the parser knows and the tensor cores multiply fast",
+                        "symmetric": "fp8 has a zero of its own",
+                        "weight_scales": "fp8's steps are relative, so that a scale a channel gains next to nothing; "
+                        "the builder multiplies by it in a kernel of its own, behind convolutions in fp32",
+                        "dynamic": "the parser has neither DynamicQuantizeLinear nor MatMulInteger",
+                        "bias": "there is no fp8 bias: it is added in float",
+                        "outputs": "a Q behind a product breaks the fusion with what follows",
+                        "smallest": "products with a width under 16 do not fill a tile and lose to fp16",
+                        "smallest_conv": "TensorRT has no fast fp8 convolution in groups or of 16 channels and fewer",
+                        "largest_kernel": "TensorRT's fp8 convolutions have at most 32 pixels in their window",
+                        "rest": "a network of fp8 and fp32 is slower than one of fp16",
+                        "opset": "QuantizeLinear knows fp8 and fp16 from opset 19 on",
+                    }
+                ),
+            ),
+            Scheme(
                 "mobile",
                 activation="int8",
                 bias="int32",
@@ -186,6 +231,10 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
         )
     }
 )
+
+
+# By precision: what is written where the backend computes in no dialect of its own, and verifies the file alone.
+FOREIGN: Mapping[str, str] = MappingProxyType({"fp8": "tensorrt-fp8"})
 
 
 def get(name: str) -> Scheme:

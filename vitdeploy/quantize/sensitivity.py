@@ -1,4 +1,4 @@
-"""How much each product costs when it alone is in int8, and how well 8 bits hold each tensor.
+"""How much each product costs when it alone is quantised, and how well 8 bits hold each tensor.
 
 Errors of single ops add up in squares as long as they are small, so these figures tell which ops a plan should leave in
 float first: Wu et al. 2020, "Integer Quantization for Deep Learning Inference" (arXiv:2004.09602), section 6.
@@ -17,19 +17,28 @@ import onnx_ir as ir
 from vitdeploy.graph.edit import constant
 from vitdeploy.graph.run import Probe
 from vitdeploy.quantize.clip import Range
-from vitdeploy.quantize.int8 import Places, QuantParams, all_params, along, find_places, insert, weight_step
+from vitdeploy.quantize.int8 import (
+    Places,
+    QuantParams,
+    all_params,
+    along,
+    find_places,
+    insert,
+    scale_axis,
+    weight_step,
+)
 from vitdeploy.quantize.schemes import Scheme
 from vitdeploy.quantize.targets import Target, find_targets
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What int8 costs at one product.
+    """What int8 or fp8 costs at one product.
 
     Attributes:
         label: of its weight: what a user knows it by.
         name: of its output.
-        error: relative L2 error of the graph's first output when only this product is in int8.
+        error: relative L2 error of the graph's first output when only this product is quantised.
         input_sqnr, weight_sqnr: signal to quantisation noise of what it multiplies, in dB; None where there is no noise
             (or no weight).
     """
@@ -60,7 +69,7 @@ def sensitivities(
     Args:
         model: the fp32 graph; it is not changed.
         chosen: products to try, found in it.
-        places, ranges: of a plan that has all of them in int8.
+        places, ranges: of a plan that has all of them quantised.
         batches: float32 (N, C, H, W), as the graph takes them; held in memory.
         progress: hears how many products are done.
     """
@@ -73,7 +82,7 @@ def sensitivities(
         one = model.clone()
         others = {other.name: other for other in find_targets(one, scheme)}
         alone = [others[target.name]]
-        plan = {target.name: "int8"}
+        plan = {target.name: scheme.precision}
         insert(one, alone, plan, find_places(alone, plan, scheme), ranges, scheme)
         error = _relative(_outputs(one, images, threads), wanted)
         source = target.activations[0].name or ""
@@ -113,8 +122,9 @@ def _weight_sqnr(target: Target, scheme: Scheme) -> float | None:
     w = constant(target.node.inputs[1])
     if target.axis is None or w is None:
         return None
-    step = along(weight_step(w, target.axis, scheme.weight_peak, None, np.float32(1)), target.axis, w.ndim)
-    rounded = np.clip(np.rint(w / step), -scheme.weight_peak, scheme.weight_peak) * step
+    axis = scale_axis(target, scheme)
+    step = along(weight_step(w, axis, scheme.weight_peak, None, np.float32(1)), axis, w.ndim)
+    rounded = scheme.weight_grid.nearest(w / step) * step
     return _decibel(float(np.square(w, dtype=np.float64).sum()), float(np.square(rounded - w, dtype=np.float64).sum()))
 
 

@@ -1,8 +1,9 @@
-"""What can run in int8: products of an activation with constant weights, and of two activations."""
+"""What can run in int8 or fp8: products of an activation with constant weights, and of two activations."""
 
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,14 +21,14 @@ FLOAT = ir.DataType.FLOAT
 
 @dataclass(frozen=True)
 class Target:
-    """A node that can run in int8.
+    """A node that can run in 8 bits.
 
     Attributes:
         node: Gemm, MatMul or Conv.
         name: of its output, as the graph had it before anything was quantised.
         label: of its weight where it has one: what a user knows it by.
         axis: of the weight that counts output channels; None for the product of two activations.
-        unfit: why the scheme wants it in float; empty where it may be int8.
+        unfit: why the scheme wants it in float; empty where it may be quantised.
     """
 
     node: ir.Node
@@ -55,7 +56,7 @@ class Target:
 
 
 def find_targets(model: ir.Model, scheme: Scheme) -> list[Target]:
-    """Everything that the scheme could have in int8, in the graph's order; the main graph's fp32 nodes only."""
+    """Everything that the scheme could have in 8 bits, in the graph's order; the main graph's fp32 nodes only."""
     found = []
     for node in model.graph:
         if node.domain not in ("", "ai.onnx") or node.op_type not in ("Gemm", "MatMul", "Conv"):
@@ -89,7 +90,7 @@ def matching(targets: Sequence[Target], patterns: Sequence[str]) -> list[str]:
 
 
 def weight_axis(node: ir.Node) -> int | None:
-    """The axis of a constant weight that counts output channels; None where int8 per channel cannot express the node.
+    """The axis of a constant weight that counts output channels; None where scales a channel cannot express the node.
 
     Conv (O, I, kh, kw): 0. MatMul (K, N): 1. Gemm (K, N): 1, with transB: 0.
     """
@@ -155,13 +156,23 @@ def _row(linear: Linear) -> np.ndarray:
 
 
 def _unfit(node: ir.Node, w: ir.Value, scheme: Scheme) -> str:
-    """Why the scheme wants a product in float; empty where it may be int8."""
+    """Why the scheme wants a product in float; empty where it may be quantised."""
     assert w.shape is not None
-    narrow = any(isinstance(n, int) and n < scheme.smallest for n in w.shape)
-    if node.op_type != "Conv" and narrow:
-        return scheme.reasons["smallest"]
+    rule = misfit(node, [n for n in w.shape if isinstance(n, int)], scheme)
+    if rule:
+        return scheme.reasons[rule]
     readers = [user for user, _ in node.outputs[0].uses()]
     readers += [user for reader in readers if reader.op_type == "Reshape" for user, _ in reader.outputs[0].uses()]
     if any(reader.op_type in scheme.not_before for reader in readers):
         return scheme.reasons["not_before"]
     return ""
+
+
+def misfit(node: ir.Node, shape: Sequence[int], scheme: Scheme) -> str:
+    """The scheme's field that keeps a product with a weight of this shape in float; empty where none does."""
+    if node.op_type != "Conv":
+        return "smallest" if min(shape, default=scheme.smallest) < scheme.smallest else ""
+    channels = min(shape[0] // integer(node, "group", 1), shape[1])
+    if channels < scheme.smallest_conv:
+        return "smallest_conv"
+    return "largest_kernel" if 0 < scheme.largest_kernel < math.prod(shape[2:]) else ""

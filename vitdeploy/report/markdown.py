@@ -76,13 +76,14 @@ def verification_lines(verification: Mapping[str, Any] | None) -> list[str]:
 
 
 def sensitivity_lines(applied: Mapping[str, Any]) -> list[str]:
-    found = (applied.get("int8") or {}).get("sensitivity") or []
+    report = applied.get("int8") or applied.get("fp8") or {}
+    found = report.get("sensitivity") or []
     if not found:
         return []
     rows = [
         (one["label"], f"{one['error']:.3%}", decibel(one["input_sqnr"]), decibel(one["weight_sqnr"])) for one in found
     ]
-    heads = ("op, alone in int8", "relative L2 of the logits", "SQNR of its input, dB", "of its weight")
+    heads = ("op, alone quantised", "relative L2 of the logits", "SQNR of its input, dB", "of its weight")
     return ["", "## Sensitivity", "", *table(heads, rows)]
 
 

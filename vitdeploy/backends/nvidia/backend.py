@@ -83,10 +83,10 @@ class EngineBackend(Backend):
                 found["layers"] = [{**one, "ms": 1e3 * times.get(one["name"], 0.0)} for one in found["layers"]]
         return found
 
-    def _scheme(self, options: RunOptions) -> Scheme:
+    def _scheme(self, options: RunOptions, precision: str) -> Scheme:
         from vitdeploy.quantize import schemes
 
-        return schemes.get("tensorrt")
+        return schemes.get("tensorrt-fp8" if precision == "fp8" else "tensorrt")
 
     def _compile(self, graph: ir.Model, folder: Path, options: RunOptions, precision: str) -> list[Path]:
         from vitdeploy.backends import isolate
@@ -182,17 +182,21 @@ def _layer_times(backend: EngineBackend, model: Path) -> dict[str, float]:
 
 def check_dialect(graph: ir.Model, title: str) -> None:
     """Hold Q/DQ against the scheme before the parser, which misreads some of it in silence."""
+    import onnx_ir as ir
+
     from vitdeploy.quantize import schemes
     from vitdeploy.quantize.lint import lint
 
-    if not any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in graph.graph):
+    stored = {node.inputs[0].dtype for node in graph.graph if node.op_type == "DequantizeLinear" and node.inputs[0]}
+    if not stored:
         return
-    found = lint(graph, schemes.get("tensorrt"))
+    name = "tensorrt-fp8" if ir.DataType.FLOAT8E4M3FN in stored else "tensorrt"
+    found = lint(graph, schemes.get(name))
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise UnsupportedModel(
             f"{title} would trip over the quantisation of '{found[0].node}': {found[0].message}{more}.",
-            fix="Quantise with the scheme tensorrt; `vitdeploy inspect --scheme tensorrt` names every node.",
+            fix=f"Quantise with the scheme {name}; `vitdeploy inspect --scheme {name}` names every node.",
         )
 
 
