@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -14,8 +17,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from vitdeploy.backends import onnxruntime as backend_module
+from vitdeploy.backends import ort_libraries
 from vitdeploy.backends.base import RunOptions, Session
 from vitdeploy.backends.onnxruntime import OnnxRuntimeBackend
+from vitdeploy.backends.ort_census import check_placement, count_typed, placement
 from vitdeploy.errors import BackendError, MissingDependency, UsageError
 
 RNG = np.random.default_rng(0)
@@ -182,9 +187,24 @@ def test_providers_carry_the_device_number_and_fall_back_in_order(monkeypatch: p
     assert short == "tensorrt"
     assert chain == [
         ("TensorrtExecutionProvider", {"trt_fp16_enable": "0", "device_id": "1"}),
-        ("CUDAExecutionProvider", {"device_id": "1"}),
+        ("CUDAExecutionProvider", {"device_id": "1", "use_tf32": "0"}),
         "CPUExecutionProvider",
     ]
+
+
+def test_tf32_is_off_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    assert backend_module._providers(RunOptions("cuda"))[1][0][1] == {"use_tf32": "0"}
+    asked = RunOptions("cuda", provider_options={"use_tf32": "1"})
+    assert backend_module._providers(asked)[1][0][1] == {"use_tf32": "1"}
+
+
+@pytest.mark.parametrize("key", ["trt_fp16_enable", "trt_int8_enable", "trt_bf16_enable"])
+def test_tensorrt_is_not_let_choose_precisions(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: names)
+    with pytest.raises(UsageError, match=key):
+        backend_module._providers(RunOptions("cuda", provider="tensorrt", provider_options={key: "True"}))
 
 
 def test_open_raises_missing_dependency_when_the_provider_falls_back_silently(
@@ -198,6 +218,110 @@ def test_open_raises_missing_dependency_when_the_provider_falls_back_silently(
     )
     with pytest.raises(MissingDependency, match="has the cuda provider but cannot use it"):
         BACKEND.open(file, RunOptions(device="cuda"))
+
+
+@pytest.mark.parametrize(
+    ("missing", "says"),
+    [
+        ("libcuda.so.1", "Install NVIDIA's driver"),
+        ("libcudnn.so.9", r"pip install 'onnxruntime-gpu\[cuda,cudnn\]'"),
+        ("libnvinfer.so.10", "pip install 'tensorrt<11'"),
+        ("libelse.so.1", "Install the libraries that onnxruntime-gpu needs"),
+    ],
+)
+def test_open_names_the_library_and_what_brings_it_when_one_is_missing(
+    missing: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = BACKEND.compile(ir.from_proto(block()), tmp_path, RunOptions())[0]
+    (tmp_path / "capi").mkdir()
+    (tmp_path / "capi" / "libonnxruntime_providers_tensorrt.so").touch()
+    names = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: names)
+    monkeypatch.setattr(ort, "__file__", str(tmp_path / "__init__.py"))
+
+    def load(name: str, **_: object) -> None:
+        if "shared" not in name:
+            raise OSError(f"{missing}: cannot open shared object file: No such file or directory")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("Please install the libraries\nas mentioned somewhere")
+
+    monkeypatch.setattr(ort_libraries.ctypes, "CDLL", load)
+    monkeypatch.setattr(ort, "InferenceSession", refuse)
+    with pytest.raises(MissingDependency, match=f"cannot use it: {missing}: cannot open") as caught:
+        BACKEND.open(file, RunOptions("cuda", provider="tensorrt"))
+    assert re.match(says, caught.value.fix or "")
+    assert "\n" not in str(caught.value)
+
+
+def test_open_raises_missing_dependency_when_there_is_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = BACKEND.compile(ir.from_proto(block()), tmp_path, RunOptions())[0]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA failure 100: no CUDA-capable device is detected ; GPU=-1")
+
+    monkeypatch.setattr(ort, "InferenceSession", refuse)
+    with pytest.raises(MissingDependency, match="no CUDA-capable device"):
+        BACKEND.open(file, RunOptions("cuda"))
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_pytorchs_libraries_are_taken_when_onnxruntime_finds_none(found: bool, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").touch()
+    code = (
+        "import ctypes, sys\n"
+        "from vitdeploy.backends import ort_libraries\n"
+        "def load(name):\n"
+        f"    if not {found}: raise OSError(name)\n"
+        "ctypes.CDLL = load\n"
+        "ort_libraries.load_cuda()\n"
+        "print('torch' in sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == str(not found)
+
+
+def recorded(proto: onnx.ModelProto) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.add_session_config_entry(backend_module.RECORD, "1")
+    return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def test_compute_on_the_cpu_is_an_error_when_a_gpu_was_asked_for() -> None:
+    with pytest.raises(BackendError, match=r"3 of 3 compute ops have no kernel on cuda.*1 Conv, 2 MatMul"):
+        check_placement(recorded(block()), "cuda")
+
+
+def test_ops_on_the_cpu_are_no_error_when_they_multiply_nothing() -> None:
+    proto = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 20]>
+        g (float[n,4] x) => (int64[2] y) { y = Shape(x) }""")
+    native = recorded(proto)
+    assert sum(sum(ops.values()) for ops in placement(native).values()) == 1
+    check_placement(native, "cuda")
+
+
+def test_census_is_of_the_graphs_types_when_tensorrt_compiles_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Part:
+        ep_name = "TensorrtExecutionProvider"
+
+        def get_nodes(self) -> list[SimpleNamespace]:
+            return [SimpleNamespace(op_type="MatMul")] * 8
+
+    part = Part()
+    other = SimpleNamespace(ep_name="CUDAExecutionProvider", get_nodes=lambda: [SimpleNamespace(op_type="Softmax")])
+    native = SimpleNamespace(get_provider_graph_assignment_info=lambda: [part, other])
+    census = count_typed(block(np.float16), native)
+    assert census.compute == {"fp16": 3}
+    assert census.source.endswith("8 of 9 nodes are TensorRT's")
+    assert count_typed(block(), native).compute == {"tf32": 3}
+    assert count_typed(block(), native).ops["Softmax"] == {"fp32": 1}
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    assert count_typed(block(), native).compute == {"fp32": 3}
+    with pytest.raises(BackendError, match="does not tell which products"):
+        count_typed(quantized(), native)
 
 
 def test_capabilities_tell_the_fix_when_onnxruntime_is_not_installed() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vitdeploy.backends.base import Census
+from vitdeploy.backends.base import Census, RunOptions
 from vitdeploy.backends.registry import backends
 from vitdeploy.errors import PrecisionNotApplied, UsageError
 from vitdeploy.pipeline.export import check_backend
@@ -45,6 +45,34 @@ def test_bf16_is_missed_when_a_product_runs_in_fp32() -> None:
     for compute in ({"bf16": 4, "fp32": 1}, {"fp32": 5}, {}):
         with pytest.raises(PrecisionNotApplied, match="bf16 was asked for"):
             notes("bf16", {}, compute)
+
+
+@pytest.mark.parametrize("run", [RunOptions("cuda"), RunOptions("cuda", provider="tensorrt"), RunOptions("cuda:1")])
+def test_fp16_is_missed_on_a_gpu_when_a_product_beyond_the_islands_runs_wider(run: RunOptions) -> None:
+    request = ExportRequest("deit_tiny_patch16_224", precision="fp16", run=run)
+    report = {"fp16": {"islands": [{"op_type": "MatMul"}, {"op_type": "Softmax"}]}}
+    assert precision_notes(request, report, Census("a test", {}, {"fp16": 9, "fp32": 1})) == [
+        "applied: fp16 compute in 9 ops, fp32 in 1"
+    ]
+    for compute in ({"fp16": 8, "fp32": 2}, {"fp32": 10}, {"fp16": 8, "fp32": 1, "tf32": 1}):
+        with pytest.raises(PrecisionNotApplied, match="fp16 was asked for"):
+            precision_notes(request, report, Census("a test", {}, compute))
+
+
+@pytest.mark.parametrize("run", [RunOptions(), RunOptions("cpu"), RunOptions("cpu", provider="cpu")])
+def test_fp16_is_storage_alone_on_a_cpu_without_its_kernels(run: RunOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    request = ExportRequest("deit_tiny_patch16_224", precision="fp16", run=run)
+    assert "fp16 storage, fp32 compute" in precision_notes(request, {}, Census("a test", {}, {"fp32": 10}))[0]
+
+
+def test_copies_within_the_graph_are_told() -> None:
+    ops = {"MemcpyToHost": {"fp32": 2}, "MemcpyFromHost": {"fp32": 1, "int64": 1}}
+    request = ExportRequest("deit_tiny_patch16_224", run=RunOptions("cuda"))
+    assert precision_notes(request, {}, Census("a test", ops, {"fp32": 3})) == [
+        "4 copies between GPU and CPU within the graph"
+    ]
+    assert precision_notes(request, {}, Census("a test", {"MatMul": {"fp32": 3}}, {"fp32": 3})) == []
 
 
 def test_storage_is_missed_when_products_run_in_less_than_fp32() -> None:

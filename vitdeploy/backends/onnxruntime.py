@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
 import platform
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitdeploy.backends import ort_libraries
 from vitdeploy.backends.base import (
     Backend,
     Capabilities,
@@ -24,6 +24,7 @@ from vitdeploy.backends.base import (
     TensorSpec,
     closed_session_error,
 )
+from vitdeploy.backends.ort_binding import PLACES, BoundRuns, bound_runs
 from vitdeploy.errors import BackendError, MissingDependency, UnsupportedModel, UsageError
 from vitdeploy.export.trace import ATTENTION_OPSET
 
@@ -57,13 +58,15 @@ PROVIDERS = {
 }
 SHORT = {full: short for short, (full, _) in PROVIDERS.items()}
 NUMBERED = {"cuda", "tensorrt", "tensorrt-rtx", "migraphx", "rocm", "directml", "cann"}
-NEEDS_CUDA = {"cuda", "tensorrt"}
 OPTIMIZATION = {"off": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "extended": "ORT_ENABLE_EXTENDED"}
 OPTIMIZATION["all"] = "ORT_ENABLE_ALL"
 DTYPES = {"float": "float32", "double": "float64", "string": "object"}
 FAST = ("int8", "int8-dynamic")  # precisions of which the file is for this kind of machine alone
 UNPACKS = {"cpu", "cuda"}  # providers that run ONNX Runtime's own optimised graph
-SILENT = 4  # Errors come as exceptions; at 3 ONNX Runtime would print them to stderr as well.
+NO_DEVICE = re.compile("no CUDA-capable device|driver version is insufficient|invalid device ordinal")
+RECORD = "session.record_ep_graph_assignment_info"  # ONNX Runtime 1.24 and later
+# What lets TensorRT choose precisions, over the graph's.
+CHOOSES = ("trt_fp16_enable", "trt_bf16_enable", "trt_int8_enable")
 
 
 class OnnxRuntimeBackend(Backend):
@@ -125,6 +128,8 @@ class OnnxRuntimeBackend(Backend):
 class OnnxRuntimeSession(Session):
     """A model file opened by ONNX Runtime. `native` is its InferenceSession, None once closed.
 
+    On a GPU inputs and outputs have memory there, copies are ours, and `parts` tells their time; see ort_binding.
+
     Args:
         unpack: dequantise weights once, when the file is opened, and leave Q/DQ where it stands.
     """
@@ -137,30 +142,46 @@ class OnnxRuntimeSession(Session):
         self.native = _open_native(model, options, unpack=unpack)
         self.inputs = [_spec(node) for node in self.native.get_inputs()]
         self.outputs = [_spec(node) for node in self.native.get_outputs()]
+        self._bound = self._bind()
+        if self._bound is not None:
+            self.includes = self._bound.includes
+
+    def _bind(self) -> BoundRuns | None:
+        short, chain = _providers(self._options)
+        with _told(f"cannot use the memory of {short}"):
+            return bound_runs(self.native, self.inputs, self.outputs, short, chain[0][1])
 
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         if self.native is None:
             raise closed_session_error("ONNX Runtime")
-        # ONNX Runtime looks at the type only, not at its byte order.
-        native = {name: np.asarray(array, array.dtype.newbyteorder("="), order="C") for name, array in feeds.items()}
-        try:
-            values = self.native.run(None, native)
-        except Exception as error:
-            raise BackendError(f"ONNX Runtime failed: {_reason(error)}.") from error
+        with _told("failed"):
+            if self._bound is not None:
+                return self._bound.run(_native(feeds))
+            values = self.native.run(None, _native(feeds))
         return {spec.name: value for spec, value in zip(self.outputs, values, strict=True)}
+
+    def parts(self, feeds: Mapping[str, np.ndarray], seconds: float) -> dict[str, list[float]]:
+        """On a GPU 'h2d', 'compute', 'd2h' and 'latency' by the host's clock, which waits for each; else empty."""
+        self.check(feeds)
+        if self.native is None:
+            raise closed_session_error("ONNX Runtime")
+        with _told("failed"):
+            return {} if self._bound is None else self._bound.parts(_native(feeds), seconds)
 
     def census(self) -> Census:
         """Optimise the model once more into a temporary file and count its ops.
 
-        Raises BackendError when the provider compiles parts of the graph into nodes of its own, which hide their ops.
+        TensorRT's providers compile parts of the graph into nodes of their own; there the model file itself is counted,
+        whose types they keep. Raises BackendError where that is not enough, or where another provider hides its ops so.
         """
         if self.native is None:
             raise closed_session_error("ONNX Runtime")
         if self._census is None:
-            self._census = _read_census(self._model, self._options, unpack=self._unpack)
+            self._census = _read_census(self._model, self._options, self.native, unpack=self._unpack)
         return self._census
 
     def close(self) -> None:
+        self._bound = None
         self.native = None
 
 
@@ -172,13 +193,28 @@ def _import() -> Any:
     return onnxruntime
 
 
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Any exception as a BackendError, but for what is the user's to mend."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        raise BackendError(f"ONNX Runtime {what}: {_reason(error)}.") from error
+
+
 def _open_native(model: Path, options: RunOptions, optimized: Path | None = None, *, unpack: bool = False) -> Any:
     """An InferenceSession on `model`; with `optimized`, it also writes the optimised graph there."""
     ort = _import()
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
+    from vitdeploy.backends.ort_census import check_placement
+
     short, providers = _providers(options)
     session_options = _session_options(options)
+    if short in PLACES:
+        session_options.add_session_config_entry(RECORD, "1")
     if unpack and short in UNPACKS:
         session_options.add_session_config_entry("session.disable_quant_qdq", "1")
     if optimized is not None:
@@ -187,20 +223,26 @@ def _open_native(model: Path, options: RunOptions, optimized: Path | None = None
         session_options.add_session_config_entry(f"{key}_file_name", f"{optimized.name}.data")
         session_options.add_session_config_entry(f"{key}_min_size_in_bytes", "1024")
     try:
-        with _ready(short):
+        with ort_libraries.ready(short):
             session = ort.InferenceSession(str(model), session_options, providers=providers, enable_fallback=0)
     except (state.InvalidProtobuf, state.NoSuchFile) as error:
         raise UsageError(f"{model} is not a model that ONNX Runtime can read: {_reason(error)}.") from error
     except Exception as error:
+        if why := ort_libraries.why_not_loaded(short) or (NO_DEVICE.search(str(error)) and _reason(error)):
+            raise _unusable(short, why) from error
         raise BackendError(f"ONNX Runtime refuses {model}: {_reason(error)}.") from error
-    full, fix = PROVIDERS[short]
-    if full not in session.get_providers():
-        why = _why_not_loaded(short) or "it did not start"
-        raise MissingDependency(
-            f"ONNX Runtime has the {short} provider but cannot use it: {why}.",
-            fix=f"Install the libraries that {fix.split()[-1]} needs, or use --device cpu.",
-        )
+    if PROVIDERS[short][0] not in session.get_providers():
+        raise _unusable(short, ort_libraries.why_not_loaded(short) or "its driver or device did not answer")
+    if short in PLACES:
+        check_placement(session, short)
     return session
+
+
+def _unusable(short: str, why: str) -> MissingDependency:
+    return MissingDependency(
+        f"ONNX Runtime has the {short} provider but cannot use it: {why}.",
+        fix=ort_libraries.fix(why, PROVIDERS[short][1].split()[-1]),
+    )
 
 
 def _session_options(options: RunOptions) -> Any:
@@ -213,7 +255,7 @@ def _session_options(options: RunOptions) -> Any:
     made.intra_op_num_threads = options.threads
     made.inter_op_num_threads = 1
     made.graph_optimization_level = getattr(ort.GraphOptimizationLevel, OPTIMIZATION[options.optimization])
-    made.log_severity_level = SILENT
+    made.log_severity_level = ort_libraries.SILENT
     return made
 
 
@@ -236,50 +278,35 @@ def _providers(options: RunOptions) -> tuple[str, list[Any]]:
     settings = {str(key): str(value) for key, value in options.provider_options.items()}
     if number and short in NUMBERED:
         settings.setdefault("device_id", number)
+    if short == "cuda":
+        settings.setdefault("use_tf32", "0")  # fp32 that was asked for is fp32
     chain: list[Any] = [(full, settings)]
     if short == "tensorrt":
-        chain.append((PROVIDERS["cuda"][0], {"device_id": number or "0"}))
+        _check_typed(settings)
+        chain.append((PROVIDERS["cuda"][0], {"device_id": settings.get("device_id", "0"), "use_tf32": "0"}))
     if short != "cpu":
         chain.append(PROVIDERS["cpu"][0])
     return short, chain
 
 
-@contextlib.contextmanager
-def _ready(short: str) -> Iterator[None]:
-    """Make the provider's libraries findable, and keep ONNX Runtime from printing while it loads them."""
-    if short == "cpu":
-        yield
-        return
-    ort = _import()
-    ort.set_default_logger_severity(SILENT)
-    try:
-        if short in NEEDS_CUDA and hasattr(ort, "preload_dlls"):
-            with contextlib.redirect_stdout(None), contextlib.suppress(Exception):
-                ort.preload_dlls()
-        yield
-    finally:
-        ort.set_default_logger_severity(2)
+def _check_typed(settings: Mapping[str, str]) -> None:
+    """TensorRT keeps the graph's types as long as it is not told to choose."""
+    for key in CHOOSES:
+        if settings.get(key, "0").lower() not in ("0", "false"):
+            raise UsageError(
+                f"{key} lets TensorRT choose precisions, and ONNX Runtime does not tell which it chose.",
+                fix="Leave it out: the graph's own types run. --fp16 puts fp16 into the graph.",
+            )
 
 
-def _why_not_loaded(short: str) -> str:
-    """What the dynamic loader says about a provider's library; empty where it has none or loads."""
-    folder = Path(_import().__file__).parent / "capi"
-    library = folder / f"libonnxruntime_providers_{short}.so"
-    if not library.exists():
-        return ""
-    try:
-        ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), mode=ctypes.RTLD_GLOBAL)
-        ctypes.CDLL(str(library))
-    except OSError as error:
-        return str(error)
-    return "the driver or device did not answer"
-
-
-def _read_census(model: Path, options: RunOptions, *, unpack: bool) -> Census:
+def _read_census(model: Path, options: RunOptions, session: Any, *, unpack: bool) -> Census:
     import onnx
 
-    from vitdeploy.backends.ort_census import count
+    from vitdeploy.backends.ort_census import TYPED, as_tf32, count, count_typed
 
+    short, chain = _providers(options)
+    if short in TYPED:
+        return count_typed(onnx.load(str(model), load_external_data=False), session)
     with TemporaryDirectory(prefix="vitdeploy-") as name:
         path = Path(name) / "optimized.onnx"
         try:
@@ -287,7 +314,8 @@ def _read_census(model: Path, options: RunOptions, *, unpack: bool) -> Census:
             graph = onnx.load(str(path), load_external_data=False)
         except BackendError as error:
             raise BackendError(f"The compiled graph cannot be read back: {error.message}") from error
-        return count(graph)
+    census = count(graph)
+    return as_tf32(census) if short == "cuda" and chain[0][1]["use_tf32"] != "0" else census
 
 
 def _is_unpacked(proto: onnx.ModelProto) -> bool:
@@ -306,6 +334,11 @@ def _spec(node: Any) -> TensorSpec:
     kind = re.sub(r"^tensor\((.*)\)$", r"\1", node.type)
     shape = tuple(n if isinstance(n, (int, str)) and n != "" else f"{node.name}_{i}" for i, n in enumerate(node.shape))
     return TensorSpec(node.name, DTYPES.get(kind, kind), shape)
+
+
+def _native(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """C order, and this machine's bytes: ONNX Runtime looks at the type only, not at its byte order."""
+    return {name: np.asarray(array, array.dtype.newbyteorder("="), order="C") for name, array in feeds.items()}
 
 
 def _reason(error: BaseException) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.backends.base import Census
+from vitdeploy.errors import BackendError
 
 if TYPE_CHECKING:
     import onnx
@@ -23,6 +26,9 @@ INTEGER = {"ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuant
 PRECISIONS = {"float": "fp32", "float16": "fp16", "bfloat16": "bf16", "double": "fp64", "uint8": "int8"}
 FLOATS = {"float", "float16", "bfloat16", "double"}
 UNKNOWN = "unknown"
+CPU = "CPUExecutionProvider"
+# Providers that compile nodes of the types that the graph gives them: ONNX Runtime's name.
+TYPED = {"tensorrt": "TensorrtExecutionProvider", "tensorrt-rtx": "NvTensorRTRTXExecutionProvider"}
 
 
 def count(model: onnx.ModelProto) -> Census:
@@ -39,6 +45,63 @@ def count(model: onnx.ModelProto) -> Census:
         if op in COMPUTE:
             compute.update(found)
     return Census(SOURCE, {op: dict(found) for op, found in sorted(ops.items())}, dict(compute), casts)
+
+
+def count_typed(model: onnx.ModelProto, native: Any) -> Census:
+    """Count the ops of the model file that a session of one of the TYPED providers was opened on.
+
+    TensorRT's types are the graph's, but for fp32 products, which run in TF32 unless the environment forbids it. Raises
+    BackendError where products are quantised: which of them run in int8 is for TensorRT to choose.
+    """
+    if any(node.op_type == "QuantizeLinear" for node in model.graph.node):
+        raise BackendError(
+            "ONNX Runtime does not tell which products TensorRT computes in int8.",
+            fix="Use --backend tensorrt, whose engine tells.",
+        )
+    census = count(model)
+    if os.environ.get("NVIDIA_TF32_OVERRIDE") != "0":
+        census = as_tf32(census)
+    placed = placement(native)
+    taken = sum(sum(placed.get(name, Counter()).values()) for name in TYPED.values())
+    whose = f"; {taken} of {sum(sum(ops.values()) for ops in placed.values())} nodes are TensorRT's" if placed else ""
+    return replace(census, source=f"ONNX graph, whose types TensorRT keeps{whose}")
+
+
+def as_tf32(census: Census) -> Census:
+    """The census where the units of a GPU round the factors of fp32 products to TF32."""
+    ops = {op: _renamed(found) if op in COMPUTE else found for op, found in census.ops.items()}
+    return replace(census, ops=ops, compute=_renamed(census.compute))
+
+
+def _renamed(found: Mapping[str, int]) -> dict[str, int]:
+    return {"tf32" if kind == "fp32" else kind: n for kind, n in found.items()}
+
+
+def placement(native: Any) -> dict[str, Counter[str]]:
+    """Nodes by provider (ONNX Runtime's name) and op type, as the graph was divided among them, before it was fused.
+
+    Empty where the session was not asked to record it, or is of an ONNX Runtime that cannot (before 1.24).
+    """
+    if not hasattr(native, "get_provider_graph_assignment_info"):
+        return {}
+    found: dict[str, Counter[str]] = defaultdict(Counter)
+    for part in native.get_provider_graph_assignment_info():
+        found[part.ep_name].update(node.op_type for node in part.get_nodes())
+    return dict(found)
+
+
+def check_placement(native: Any, provider: str) -> None:
+    """Raise BackendError where compute that was meant for a GPU was left to the CPU."""
+    placed = placement(native)
+    left = {op: n for op, n in sorted(placed.get(CPU, Counter()).items()) if op in COMPUTE}
+    if left:
+        total = sum(n for ops in placed.values() for op, n in ops.items() if op in COMPUTE)
+        which = ", ".join(f"{n} {op}" for op, n in left.items())
+        raise BackendError(
+            f"{sum(left.values())} of {total} compute ops have no kernel on {provider}, and would run on the CPU: "
+            f"{which}.",
+            fix="Use --device cpu, or a precision that this provider computes in: fp32 or fp16.",
+        )
 
 
 class _Types:

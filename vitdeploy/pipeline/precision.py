@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vitdeploy.verify.collect import Case
 
 RANGE_SAMPLES = 4  # images that activation ranges are measured on
+MEMCPY = ("MemcpyFromHost", "MemcpyToHost")  # ONNX Runtime's copies around what it left to the CPU
 SHORT = {"float16": "fp16", "float32": "fp32", "bfloat16": "bf16"}
 
 
@@ -83,13 +84,17 @@ def precision_notes(request: ExportRequest, applied: Mapping[str, Any], census: 
     told, report = CONVERSIONS[request.precision].told, own_report(request.precision, applied)
     if not report.get("native", True):
         return [f"written for {report['scheme']}, verified on {request.backend}"]
-    if census is None or told is None:
+    if census is None:
         return []
+    copies = sum(sum(census.ops.get(op, {}).values()) for op in MEMCPY)
+    notes = [f"{copies} copies between GPU and CPU within the graph"] if copies else []
+    if told is None:
+        return notes
     ran: dict[str, int] = {}
     for kind, count in census.compute.items():
         if count:
             ran[SHORT.get(kind, kind)] = ran.get(SHORT.get(kind, kind), 0) + count
-    return told(request, report, ran)
+    return [*told(request, report, ran), *notes]
 
 
 def own_report(precision: str, applied: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -154,10 +159,10 @@ def half_notes(request: ExportRequest, report: Mapping[str, Any], ran: Mapping[s
     """Compute in fp16 but for the islands, or fp16 storage where the provider promises no more."""
     from vitdeploy.backends import registry
 
-    half, single = ran.get("fp16", 0), ran.get("fp32", 0)
+    half, single = ran.get("fp16", 0), ran.get("fp32", 0) + ran.get("tf32", 0)
     backend = registry.get(request.backend)
     promise = backend.capabilities().precisions.get(request.precision, "")
-    on_cpu = backend.settled(request.run).device == "cpu" and not request.run.provider
+    on_cpu = (request.run.provider or backend.settled(request.run).device) == "cpu"
     if on_cpu and "fp32 compute" in promise:
         if half == 0:
             return ["applied: fp16 storage, fp32 compute (this provider has no fp16 kernels)"]
