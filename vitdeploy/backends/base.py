@@ -170,11 +170,13 @@ class Backend(ABC):
         name: as in `--backend`.
         source: 'graph' (compiles from the ONNX graph) or 'program' (from the PyTorch module).
         usual_device: what an empty RunOptions.device means.
+        runs_code: opening one of its files runs machine code that is in it.
     """
 
     name: str
     source: str = "graph"
     usual_device: str = "cpu"
+    runs_code: bool = False
 
     @abstractmethod
     def capabilities(self) -> Capabilities: ...
@@ -214,6 +216,17 @@ class Backend(ABC):
     def compiled_census(self, model: Path) -> Census | None:
         """The census that was taken when `model` was compiled, for what cannot be opened here."""
         return None
+
+    def compile_report(self, model: Path) -> dict[str, Any]:
+        """What compiling a program to its precision did, as JSON values by precision, for the manifest's `applied`."""
+        return {}
+
+    def describe(self, model: Path) -> dict[str, Any]:
+        """What is in a model file that is no ONNX file, as JSON values: see graph.ops.summarize. It runs nothing.
+
+        Raises UsageError when the file cannot be read, UnsupportedModel where the runtime does not tell.
+        """
+        raise UnsupportedModel(f"{model} is no ONNX file, and the backend {self.name} does not tell what is in it.")
 
     def scheme(self, options: RunOptions) -> Scheme:
         """How this runtime wants int8 expressed on this machine. Raises UnsupportedModel where it has no int8."""
