@@ -19,6 +19,7 @@ def entry_points(*points: EntryPoint) -> object:
 def test_backends_hold_the_built_in_ones_when_the_metadata_is_stale(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "entry_points", entry_points())
     assert {name: backend.name for name, backend in registry.backends().items()} == {
+        "inductor": "inductor",
         "onnxruntime": "onnxruntime",
         "openvino": "openvino",
     }
@@ -34,7 +35,7 @@ def test_backends_list_a_third_party_one_when_its_import_fails(monkeypatch: pyte
     ]
     monkeypatch.setattr(registry, "entry_points", entry_points(*points))
     found = registry.backends()
-    assert list(found) == ["bang", "gone", "odd", "onnxruntime", "openvino"]
+    assert list(found) == ["bang", "gone", "inductor", "odd", "onnxruntime", "openvino"]
     for name, reason in {
         "gone": "no_such_module",
         "bang": "libfoo.so is missing",

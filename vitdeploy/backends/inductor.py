@@ -1,4 +1,4 @@
-"""Inductor, PyTorch's own compiler: an AOTInductor package (.pt2) for a CPU or an NVIDIA GPU, made from torch.export."""
+"""Inductor, PyTorch's own compiler: an AOTInductor package (.pt2) for a CPU or an NVIDIA GPU, by torch.export."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -98,7 +99,7 @@ class InductorBackend(Backend):
         with TemporaryDirectory(prefix="vitdeploy-") as name:
             saved = Path(name) / "program.pt2"
             facts = save_program(program, precision, options.device, saved)
-            told = {"threads": options.threads, "device": options.device}
+            told: dict[str, Any] = {"threads": options.threads, "device": options.device}
             isolate.call(package.build, saved, model, facts, settings, **told, what="Inductor")
         return [model]
 
@@ -199,7 +200,7 @@ class InductorSession(Session):
                 out.cpu()
                 marks[3].record()
                 marks[3].synchronize()
-                times = [a.elapsed_time(b) / 1e3 for a, b in zip(marks, marks[1:], strict=False)]
+                times = [a.elapsed_time(b) / 1e3 for a, b in pairwise(marks)]
                 for name, taken in zip(("h2d", "compute", "d2h"), times, strict=True):
                     found[name].append(taken)
                 found["latency"].append(sum(times))
@@ -294,7 +295,7 @@ def precisions(device: str) -> dict[str, str]:
         index = int(device.partition(":")[2] or 0)
         able = ["fp32", "fp16", *(["bf16"] if torch.cuda.get_device_capability(index) >= (8, 0) else [])]
         return {precision: f"{precision} compute" for precision in able}
-    half = "fp16 compute" if has_units("fp16") else "fp16 storage, fp32 compute"
+    half = "fp16 compute" if has_units("fp16") else "fp16 storage, fp32 compute, slowly"
     return {"fp32": "fp32 compute", "fp16": half} | ({"bf16": "bf16 compute"} if has_units("bf16") else {})
 
 

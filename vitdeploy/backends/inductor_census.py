@@ -73,7 +73,7 @@ def kernels(node: Any) -> Iterator[tuple[str, str]]:
     for part in whole:
         yield TEMPLATE if isinstance(part, ir.TemplateBuffer) else name_of(part), precision_of(operands(part))
     if parts and not whole:
-        spelled = sorted({name for part in parts for name in traced_from(part) if is_product(name)})
+        spelled = sorted({name for part in parts for name in spelled_out(part)})
         yield ", with ".join([GENERATED, *spelled]), precision_of([dtype_of(parts[-1])])
 
 
@@ -83,10 +83,12 @@ def name_of(kernel: Any) -> str:
     return ".".join(str(name).replace("extern_kernels.", "aten.").split(".")[:2])
 
 
-def traced_from(part: Any) -> Iterator[str]:
-    """The ops of the program that a part of a generated kernel comes from."""
+def spelled_out(part: Any) -> Iterator[str]:
+    """The products of the program whose multiplication stands in a part of a generated kernel."""
     for origin in getattr(part, "origins", ()):
-        yield ".".join(str(origin.meta.get("original_aten", "")).split(".")[:2])
+        name = ".".join(str(origin.meta.get("original_aten", "")).split(".")[:2])
+        if is_product(name) and str(origin.target).startswith("aten.mul"):
+            yield name
 
 
 def operands(kernel: Any) -> list[str]:

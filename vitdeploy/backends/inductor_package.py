@@ -85,7 +85,9 @@ def read_facts(package: Path) -> Facts:
         record = json.loads(text)
         if record.pop("schema") != SCHEMA:
             raise ValueError("it was written by another version of vitdeploy")
-        listed = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
+        listed: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in record.items()
+        }
         return Facts(**listed)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UsageError(f"What {package} says of itself cannot be read: {error}.", fix=AGAIN) from None

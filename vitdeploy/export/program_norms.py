@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vitdeploy.export.program import op_name
 
@@ -32,8 +32,11 @@ def fold_norms(graph: fx.GraphModule, weights: dict[str, Tensor]) -> int:
     return folded
 
 
-def layer_before(given: fx.Node) -> fx.Node | None:
-    """The layer whose output alone goes into a norm: a map, or tokens (..., C), also when seen as rows (N, C)."""
+def layer_before(given: Any) -> Any:
+    """The layer whose output alone goes into a norm: a map, or tokens (..., C), also when seen as rows (N, C).
+
+    None where there is no such layer.
+    """
     rows = given.meta["val"].ndim == 2
     layer = given.args[0] if rows and op_name(given) == "view" else given
     if any(len(node.users) != 1 for node in (given, layer)):
@@ -43,8 +46,8 @@ def layer_before(given: fx.Node) -> fx.Node | None:
     return layer if op_name(layer) == "conv2d" and layer is given else None
 
 
-def fold(norm: fx.Node, layer: fx.Node, weights: dict[str, Tensor]) -> bool:
-    """Change the layer's weights; the norm's bias becomes the layer's where it has none. False where they are shared."""
+def fold(norm: Any, layer: Any, weights: dict[str, Tensor]) -> bool:
+    """Change the layer's weights, and give it the norm's bias where it has none. False where they are shared."""
     parameters = norm.args[1:5]
     weight, *bias = [argument for argument in layer.args[1:3] if argument is not None]
     own = [weight, *(bias or parameters[1:2])]

@@ -18,13 +18,26 @@ if TYPE_CHECKING:
 
 
 def model_file(path: Path) -> tuple[Path, Artifact | None]:
-    """The model file that a path means, and its artifact where it belongs to one."""
+    """The model file that a path means, and its artifact where it belongs to one.
+
+    Raises UsageError when there is none, or when it is machine code and is not what was exported.
+    """
+    from vitdeploy.backends import registry
+
     if not path.exists():
         raise UsageError(f"There is no {path}.")
-    if path.is_dir():
-        artifact = Artifact.load(path)
-        return artifact.model_path, artifact
-    return path, Artifact.load(path) if (path.parent / MANIFEST).is_file() else None
+    if not path.is_dir() and not (path.parent / MANIFEST).is_file():
+        return path, None
+    artifact = Artifact.load(path)
+    backend = registry.backends().get(backend_of(artifact))
+    if backend is not None and backend.runs_code:
+        artifact.check_files()
+    return artifact.model_path if path.is_dir() else path, artifact
+
+
+def backend_of(artifact: Artifact | None, default: str = "onnxruntime") -> str:
+    """The name of the backend that an artifact was made for; the default's for a file of no artifact."""
+    return artifact.manifest.request.get("backend", default) if artifact is not None else default
 
 
 def spec_of(path: Path) -> ModelSpec:
@@ -54,19 +67,23 @@ def bench_files(
     candidates = []
     for path in paths:
         file, artifact = model_file(path)
-        runtime = artifact.manifest.request.get("backend", backend) if artifact is not None else backend
-        candidates.append(Candidate(runtime, file, str(path)))
+        candidates.append(Candidate(backend_of(artifact, backend), file, str(path)))
     measured = bench_sessions(candidates, options or RunOptions(), batch=batch, warmup=warmup, duration=duration)
     return measured, ratios(measured)
 
 
 def inspect_file(path: Path) -> dict[str, Any]:
-    """Ops, dtypes, parameters, MACs, inputs and outputs of an ONNX file, as JSON values."""
-    from vitdeploy.graph.load import load
-    from vitdeploy.graph.ops import summarize
+    """Ops, dtypes, parameters, MACs, inputs and outputs of an ONNX file; of another, what its backend tells.
 
-    file, _ = model_file(path)
-    summary = summarize(load(file))
+    JSON values. Raises UnsupportedModel where the backend tells nothing.
+    """
+    from vitdeploy.backends import registry
+    from vitdeploy.pipeline.sources import SOURCES
+
+    file, artifact = model_file(path)
+    # An .onnx file can be read whoever it was made for.
+    backend = registry.backends().get(backend_of(artifact)) or registry.get("onnxruntime")
+    summary = SOURCES[backend.source].describe(backend, file)
     return {"file": str(file), "bytes": file.stat().st_size, **summary}
 
 
@@ -99,7 +116,7 @@ def predict_images(
 
     file, artifact = model_file(path)
     spec = spec_of(path)
-    backend = artifact.manifest.request.get("backend", "onnxruntime") if artifact is not None else "onnxruntime"
+    backend = backend_of(artifact)
     tensors = [preprocess(decode(image), spec.input)[None] for image in images]
     size = fixed_batch(artifact)
     batches = [np.repeat(tensor, size, axis=0) for tensor in tensors]

@@ -78,7 +78,7 @@ class Mixed(nn.Module):
     """A program that runs node by node, each in its precision.
 
     Args:
-        weights: float32, by the name of their placeholder; those that products alone read are stored as these want them.
+        weights: float32, by the name of their placeholder; stored in the type that all who read them want.
         plan: by the node's name; see `type_of`.
         out: the output's type.
     """
@@ -156,7 +156,9 @@ def islands(graph: fx.GraphModule, weights: Mapping[str, Tensor], samples: Seque
     for node in graph.graph.nodes:
         if type_of(node, torch.float16) is not torch.float16:
             continue
-        peak, name = max((probe.peaks.get(near_by.name, 0.0), near_by.name) for near_by in (node, *node.all_input_nodes))
+        peak, name = max(
+            (probe.peaks.get(near_by.name, 0.0), near_by.name) for near_by in (node, *node.all_input_nodes)
+        )
         if peak > SAFE:
             reason = f"overflow: |{name}| reaches {short(peak)}; {near(peak)}"
             found[node.name] = Island(node.name, op_name(node), node.name, reason, {"peak": peak})
