@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+Once = Callable[[str, Callable[[Path], object]], Path]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,6 +47,42 @@ def few_threads() -> None:
 def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder for the whole run: for files that are dear to make and only read afterwards."""
     return tmp_path_factory.mktemp("session")
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Within, no other process holds the same lock; where there are no such locks, each has its own."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """`once(name, make)`: a folder that `make(folder)` fills, once for all test processes of a run. Only to be read."""
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    # Inductor tries the compiler out before each compile, unless it remembers.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(root / "inductor"))
+
+    def get(name: str, make: Callable[[Path], object]) -> Path:
+        folder = root / f"once-{name}"
+        with locked(root / f"once-{name}.lock"):
+            if not folder.exists():
+                part = Path(tempfile.mkdtemp(dir=root))
+                try:
+                    make(part)
+                    part.rename(folder)
+                finally:
+                    shutil.rmtree(part, ignore_errors=True)
+        return folder
+
+    return get
 
 
 @pytest.fixture(scope="session")

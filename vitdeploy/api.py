@@ -117,8 +117,7 @@ def load(artifact: PathLike, **options: Any) -> Session:
     from vitdeploy.backends import registry
 
     file, found = pipeline.model_file(Path(artifact))
-    backend = found.manifest.request.get("backend", "onnxruntime") if found is not None else "onnxruntime"
-    return registry.get(backend).open(file, RunOptions(**known(options, RunOptions)))
+    return registry.get(pipeline.backend_of(found)).open(file, RunOptions(**known(options, RunOptions)))
 
 
 def verify(

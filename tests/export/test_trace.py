@@ -74,6 +74,8 @@ def test_opset_is_refused_when_torch_cannot_write_it(opset: int) -> None:
 def test_batch_is_named_when_dynamic_and_a_number_when_fixed() -> None:
     module = Attention(5, False)
     fixed, dynamic = trace(module, SHAPE, batch=3), trace(module, SHAPE, batch=(1, 4, 8))
+    above = trace(module, SHAPE, batch=(4, 8, 16))
+    assert [str(n) for n in above.graph.inputs[0].shape or ()] == ["batch", "3", "8", "8"]
     assert [str(n) for n in fixed.graph.inputs[0].shape or ()] == ["3", "3", "8", "8"]
     assert [str(n) for n in dynamic.graph.inputs[0].shape or ()] == ["batch", "3", "8", "8"]
     assert str((dynamic.graph.outputs[0].shape or [None])[0]) == "batch"

@@ -179,11 +179,13 @@ class Backend(ABC):
         name: as in `--backend`.
         source: 'graph' (compiles from the ONNX graph) or 'program' (from the PyTorch module).
         usual_device: what an empty RunOptions.device means.
+        runs_code: opening one of its files runs machine code that is in it.
     """
 
     name: str
     source: str = "graph"
     usual_device: str = "cpu"
+    runs_code: bool = False
 
     @abstractmethod
     def capabilities(self) -> Capabilities: ...
@@ -228,6 +230,10 @@ class Backend(ABC):
         """The census that was taken when `model` was compiled, for what cannot be opened here."""
         return None
 
+    def compile_report(self, model: Path) -> dict[str, Any]:
+        """What compiling a program to its precision did, as JSON values by precision, for the manifest's `applied`."""
+        return {}
+
     def made(self, model: Path) -> bool:
         """Whether a file that is no ONNX file looks like one that this backend compiles."""
         return False
@@ -235,6 +241,10 @@ class Backend(ABC):
     def describe(self, model: Path) -> dict[str, Any] | None:
         """What is in a compiled file, as JSON values; None where it is an ONNX file, which tells by itself."""
         return None
+
+    def layer_seconds(self, model: Path) -> dict[str, float]:
+        """Mean seconds of each layer of a compiled file, by name; empty where its device does not tell, or is not here."""
+        return {}
 
     def scheme(self, options: RunOptions, precision: str = "int8") -> Scheme:
         """How this runtime wants 'int8', or another quantised precision, expressed on this machine.

@@ -91,12 +91,15 @@ def call_measured(
 def _run(folder: Path, timeout: float | None, what: str, progress: Callable[..., None] | None) -> int:
     """Start the child, wait for it, and return its exit status (negative: a signal)."""
     own_group: dict[str, Any] = {} if os.name == "nt" else {"start_new_session": True}
+    # What a runtime puts into a temporary folder, and leaves there when it crashes, goes with this one.
+    environment = {**os.environ, "TMPDIR": str(folder)}
     with (folder / "log").open("wb") as log:
         child = subprocess.Popen(
             [sys.executable, "-I", "-c", BOOT, str(folder)],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
+            env=environment,
             **own_group,
         )
     try:

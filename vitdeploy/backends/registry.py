@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 GROUP = "vitdeploy.backends"
 # Listed here as well, so that they are found when the installed metadata is older than the code.
 BUILT_IN = {
+    "inductor": "vitdeploy.backends.inductor:InductorBackend",
     "onnxruntime": "vitdeploy.backends.onnxruntime:OnnxRuntimeBackend",
     "openvino": "vitdeploy.backends.openvino:OpenVinoBackend",
     "tensorrt": "vitdeploy.backends.tensorrt:TensorRtBackend",

@@ -43,8 +43,8 @@ def trace(
         raise UsageError(
             f"Opset {opset} is not supported.", fix=f"Choose one from {OPSETS.start} to {OPSETS.stop - 1}."
         )
-    dynamic = not isinstance(batch, int)
-    example = torch.zeros((2 if dynamic else batch, *shape))  # type: ignore[arg-type]
+    # torch.export takes a size of 1 for a constant, and any other stands for the whole range.
+    example = torch.zeros((batch if isinstance(batch, int) else max(batch[0], 2), *shape))
     shapes: Any = None
     if isinstance(batch, tuple):
         shapes = ({0: torch.export.Dim("batch", min=batch[0], max=batch[2])},)

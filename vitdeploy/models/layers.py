@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -38,14 +39,29 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = 
     Returns:
         (..., query tokens, v's head_dim).
 
-    While a graph is traced this is spelled out, so that every exporter sees the same MatMul, Softmax, MatMul.
+    While a graph is traced this is spelled out, so that every exporter sees the same MatMul, Softmax, MatMul; but for
+    compilers of PyTorch programs, whose fused kernels are known by the one op (see attention_as_one_op).
     """
-    if not torch.compiler.is_exporting():
+    if _as_one_op or not torch.compiler.is_exporting():
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale)
     scores = (q * scale) @ k.transpose(-2, -1)
     if bias is not None:
         scores = scores + bias
     return scores.softmax(dim=-1) @ v
+
+
+_as_one_op = False
+
+
+@contextmanager
+def attention_as_one_op() -> Iterator[None]:
+    """What is traced within keeps `attend` as scaled_dot_product_attention."""
+    global _as_one_op
+    before, _as_one_op = _as_one_op, True
+    try:
+        yield
+    finally:
+        _as_one_op = before
 
 
 class DropPath(nn.Module):

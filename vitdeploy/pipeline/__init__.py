@@ -2,7 +2,7 @@
 
 from vitdeploy.pipeline.evaluate import EvalRequest, evaluate
 from vitdeploy.pipeline.export import export
-from vitdeploy.pipeline.files import bench_files, inspect_file, lint_file, model_file, predict_images
+from vitdeploy.pipeline.files import backend_of, bench_files, inspect_file, lint_file, model_file, predict_images
 from vitdeploy.pipeline.request import ExportRequest, Listener, check_request, request_record
 from vitdeploy.pipeline.tune import TuneRequest, tune
 from vitdeploy.pipeline.verify import verify_artifact
@@ -12,6 +12,7 @@ __all__ = [
     "ExportRequest",
     "Listener",
     "TuneRequest",
+    "backend_of",
     "bench_files",
     "check_request",
     "evaluate",

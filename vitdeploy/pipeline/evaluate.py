@@ -13,7 +13,7 @@ import numpy as np
 
 from vitdeploy.backends.base import RunOptions, Session
 from vitdeploy.errors import BackendError, UsageError
-from vitdeploy.pipeline.files import model_file, spec_of
+from vitdeploy.pipeline.files import backend_of, model_file, spec_of
 from vitdeploy.pipeline.request import Listener, Steps, check_batch
 from vitdeploy.pipeline.verify import relocated, trusted, warn_of_changes
 from vitdeploy.spec import ModelSpec
@@ -239,7 +239,7 @@ def make_job(request: EvalRequest, path: Path, spec: ModelSpec, steps: Steps) ->
     record = artifact.manifest.request if artifact is not None else {}
     batch = record.get("batch", 1)
     usual = batch if isinstance(batch, int) else batch[1]
-    return Job(request, path, file, record.get("backend", "onnxruntime"), usual, spec, spec.labels)
+    return Job(request, path, file, backend_of(artifact), usual, spec, spec.labels)
 
 
 def job_against(job: Job, path: Path, steps: Steps) -> Job:

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.artifact import Artifact, Manifest, Stage, staged
-from vitdeploy.backends.base import RunOptions
 from vitdeploy.errors import MissingDependency, UsageError, VerificationFailed, VitdeployError
 from vitdeploy.export.trace import OPSET
-from vitdeploy.models.build import Built
-from vitdeploy.pipeline.precision import Job, convert, lowest_opset, own_report, precision_notes, range_samples
+from vitdeploy.pipeline.precision import lowest_opset, own_report, precision_notes
 from vitdeploy.pipeline.request import ExportRequest, Listener, Steps, check_request, request_record
+from vitdeploy.pipeline.sources import run_candidate, source_of
 from vitdeploy.pipeline.triton import caveats, lay_out
 from vitdeploy.report.tables import mb
 from vitdeploy.spec import CALIBRATED, ModelSpec
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
-
     from vitdeploy.bench.sessions import Measured
     from vitdeploy.verify.bisect import Departure
     from vitdeploy.verify.collect import Case, Collected
     from vitdeploy.verify.compare import Verification
 
 STAND_IN = "the graph that was compiled, on ONNX Runtime's CPU provider"
-LISTS = ("layers", "products", "census")  # of a compiled file: in its own record
+# Of a compiled file: in its own record.
+LISTS = ("layers", "products", "census", "ops", "inputs", "outputs")
 CLOSE = 5  # times the bound: beyond, it is no matter of rounding
 
 
@@ -66,6 +62,8 @@ def settled_opset(request: ExportRequest) -> int:
     from vitdeploy.backends import registry
 
     wanted = request.opset
+    if wanted is not None and registry.get(request.backend).source != "graph":
+        raise UsageError(f"{request.backend} compiles from PyTorch, without ONNX: --opset has no place here.")
     if wanted is None:
         foreign = request.scheme is not None
         wanted = OPSET if foreign else registry.get(request.backend).opset(request.run, request.precision)
@@ -104,9 +102,8 @@ def others_with(precision: str) -> str:
 
 
 def export_into(stage: Stage, request: ExportRequest, steps: Steps, version: str) -> Artifact:
-    """`export` within its stage. The weights are let go as soon as the graph is written."""
+    """`export` within its stage. The weights are let go as soon as the model is compiled."""
     from vitdeploy.backends import registry
-    from vitdeploy.graph.ops import macs, parameters
     from vitdeploy.models.build import build
     from vitdeploy.verify.collect import eager_outputs
 
@@ -117,16 +114,15 @@ def export_into(stage: Stage, request: ExportRequest, steps: Steps, version: str
     reference = eager_outputs(built.module, cases)
     backend = registry.get(request.backend)
     ahead = backend.compiles_ahead(request.run)
-    graph, passes, applied = make_graph(request, built, steps, cases)
+    source = source_of(request.backend)(request, built, steps, cases)
     del built
-    facts = {"nodes": graph.graph.num_nodes(), "parameters": parameters(graph)[0], "macs": macs(graph).total}
     with steps.step("compile") as detail:
-        files = backend.compile(graph, stage.folder, request.run, request.precision)
+        files = source.compile(backend, stage.folder)
         files = lay_out(request, spec, files, stage.folder, reference[0])
-        collected = run_stand_in(request, graph, files[0], cases) if ahead else None
-        del graph
-        gc.collect()
+        collected = source.stand_in(backend, files[0], cases) if ahead else None
+        source.close()
         collected = collected or run_candidate(request, files[0], cases)
+        applied = source.applied
         notes = precision_notes(request, applied, collected.census)
         described = backend.describe(files[0]) or {}
         size = sum(path.stat().st_size for path in files)
@@ -144,8 +140,8 @@ def export_into(stage: Stage, request: ExportRequest, steps: Steps, version: str
         request=request_record(request),
         applied=applied,
         model_file=files[0].relative_to(stage.folder).as_posix(),
-        passes=passes,
-        graph=facts,
+        passes=source.passes,
+        graph=source.facts,
         environment=machine(),
         lineage=[spec.weights.sha256] if spec.weights.sha256 else [],
     )
@@ -198,61 +194,6 @@ def verification_cases(request: ExportRequest, spec: ModelSpec) -> list[Case]:
     return make_cases(spec.input, request.batches, own, seeds, strict=request.data is not None)
 
 
-def make_graph(
-    request: ExportRequest, built: Built, steps: Steps | None, cases: Sequence[Case]
-) -> tuple[ir.Model, list[dict[str, Any]], dict[str, Any]]:
-    """Trace, optimise and convert. The same request gives the same graph, name for name."""
-    steps = steps or Steps(Listener())
-    graph, passes = trace_and_optimise(request, built, steps)
-    applied = convert(Job(graph, built.spec, request, steps, range_samples(request, cases)))
-    return graph, passes, applied
-
-
-def trace_and_optimise(request: ExportRequest, built: Built, steps: Steps) -> tuple[ir.Model, list[dict[str, Any]]]:
-    """The fp32 graph, and what the passes did."""
-    from vitdeploy.export.passes import optimise
-    from vitdeploy.export.trace import trace
-    from vitdeploy.graph.ops import op_counts
-
-    with steps.step("trace") as detail:
-        graph = trace(built.module, built.spec.input.shape, batch=request.batch, opset=request.opset or OPSET)
-        raw = graph.graph.num_nodes()
-        detail += [f"ONNX opset {graph.graph.opset_imports['']}", f"{raw} nodes"]
-    before = op_counts(graph)
-    with steps.step("optimise") as detail:
-        results = optimise(graph)
-        after = op_counts(graph)
-        detail.append(f"{len({r.name for r in results})} passes   {graph.graph.num_nodes()} nodes")
-        detail += [
-            f"{op} {before[op]} -> {after[op]}" for op in ("BatchNormalization", "Transpose") if before[op] != after[op]
-        ]
-    return graph, [asdict(r) for r in results]
-
-
-def run_candidate(request: ExportRequest, model: Path, cases: Sequence[Case]) -> Collected:
-    """The compiled model's outputs on the cases, from a child process, so that a native crash is an error."""
-    from vitdeploy.backends import isolate
-    from vitdeploy.verify.collect import collect
-
-    images = [case.image for case in cases]
-    return isolate.call(collect, request.backend, model, request.run, images, what=request.backend)
-
-
-def run_stand_in(request: ExportRequest, graph: ir.Model, compiled: Path, cases: Sequence[Case]) -> Collected:
-    """The outputs of the graph that was compiled, on ONNX Runtime, where the compiled file cannot run.
-
-    The census is the one that was taken when it was compiled.
-    """
-    from vitdeploy.backends import registry
-    from vitdeploy.graph.save import save
-
-    census = registry.get(request.backend).compiled_census(compiled)
-    with TemporaryDirectory(prefix="vitdeploy-") as name:
-        file = save(graph, Path(name) / "model.onnx")[0]
-        own = replace(request, backend="onnxruntime", run=RunOptions("cpu", request.run.threads))
-        return replace(run_candidate(own, file, cases), census=census)
-
-
 def judge(
     request: ExportRequest, cases: Sequence[Case], reference: list[dict[str, Any]], got: Collected
 ) -> Verification:
@@ -289,9 +230,10 @@ def failed(
     """Keep the artifact apart, look for the culprit, and say both."""
     from vitdeploy.report.markdown import report
 
-    departure = None
+    departure, source = None, source_of(request.backend)
     try:
-        departure = find_departure(request, manifest.model, stage.folder / manifest.model_file, cases[0], verification)
+        file = stage.folder / manifest.model_file
+        departure = source.find_departure(request, manifest.model, file, cases[0], verification)
     except Exception as error:  # the verdict must not be lost to the search for its cause
         manifest = replace(manifest, verification={**verification.to_dict(), "bisect_error": str(error)})
     if departure is not None:
@@ -299,33 +241,13 @@ def failed(
     (stage.folder / "report.md").write_text(report(manifest), encoding="utf-8")
     artifact = stage.commit(manifest, failed=True)
     kept = f"The artifact is kept apart in {artifact.folder}/ with its report."
-    return verdict(verification, departure, kept)
+    return verdict(verification, departure, *filter(None, (source.unnamed, kept)))
 
 
 def verdict(verification: Verification, departure: Departure | None, *more: str) -> VerificationFailed:
     """The reasons, then the first node that departs."""
     lines = ([str(departure)] if departure is not None else []) + list(more)
     return VerificationFailed(" ".join(verification.reasons), fix="\n".join(lines) or None)
-
-
-def find_departure(
-    request: ExportRequest, spec: ModelSpec, model: Path, case: Case, verification: Verification
-) -> Departure | None:
-    """The first node of a finished file that departs from a fresh export, or else from the traced program itself."""
-    from vitdeploy.export.trace import INPUT, trace
-    from vitdeploy.graph.load import load
-    from vitdeploy.models.build import rebuild
-    from vitdeploy.verify.bisect import bisect
-
-    built = rebuild(spec)
-    candidate = load(model)
-    bound = max(verification.bounds.rel_max or 0.0, 1e-4)
-    fresh, _, _ = make_graph(replace(request, precision="fp32", io_precision="fp32"), built, None, [case])
-    found = bisect(fresh, candidate, {INPUT: case.image}, rel_bound=bound)
-    if found is not None:
-        return found
-    program = trace(built.module, spec.input.shape, batch=request.batch, opset=request.opset or OPSET)
-    return bisect(program, candidate, {INPUT: case.image}, rel_bound=bound)
 
 
 def bench_one(request: ExportRequest, model: Path) -> Measured:

@@ -18,13 +18,26 @@ if TYPE_CHECKING:
 
 
 def model_file(path: Path) -> tuple[Path, Artifact | None]:
-    """The model file that a path means, and its artifact where it belongs to one."""
+    """The model file that a path means, and its artifact where it belongs to one.
+
+    Raises UsageError when there is none, or when it is machine code and is not what was exported.
+    """
+    from vitdeploy.backends import registry
+
     if not path.exists():
         raise UsageError(f"There is no {path}.")
-    if path.is_dir():
-        artifact = Artifact.load(path)
-        return artifact.model_path, artifact
-    return path, Artifact.load(path) if (folder_of(path) / MANIFEST).is_file() else None
+    if not path.is_dir() and not (folder_of(path) / MANIFEST).is_file():
+        return path, None
+    artifact = Artifact.load(path)
+    backend = registry.backends().get(backend_of(artifact))
+    if backend is not None and backend.runs_code:
+        artifact.check_files()
+    return artifact.model_path if path.is_dir() else path, artifact
+
+
+def backend_of(artifact: Artifact | None, default: str = "onnxruntime") -> str:
+    """The name of the backend that an artifact was made for; the default's for a file of no artifact."""
+    return artifact.manifest.request.get("backend", default) if artifact is not None else default
 
 
 def spec_of(path: Path) -> ModelSpec:
@@ -54,8 +67,7 @@ def bench_files(
     candidates = []
     for path in paths:
         file, artifact = model_file(path)
-        runtime = artifact.manifest.request.get("backend", backend) if artifact is not None else backend
-        candidates.append(Candidate(runtime, file, str(path)))
+        candidates.append(Candidate(backend_of(artifact, backend), file, str(path)))
     measured = bench_sessions(candidates, options or RunOptions(), batch=batch, warmup=warmup, duration=duration)
     return measured, ratios(measured)
 
@@ -70,21 +82,27 @@ def inspect_file(path: Path) -> dict[str, Any]:
 
     file, artifact = model_file(path)
     about = {"file": str(file), "bytes": file.stat().st_size}
-    described = describe(file, artifact.manifest.request.get("backend") if artifact is not None else None)
+    described = describe(file, artifact, timed=True)
     return {**about, **(summarize(load(file)) if described is None else described)}
 
 
-def describe(file: Path, backend: str | None) -> dict[str, Any] | None:
+def describe(file: Path, artifact: Artifact | None, *, timed: bool = False) -> dict[str, Any] | None:
     """What a compiled file's backend tells of it: the one that made it, or whichever knows the look of it.
 
-    None for an ONNX file.
+    None for an ONNX file. With `timed` also the time of each layer, where the device that runs it is here.
     """
     from vitdeploy.backends import registry
 
-    if backend is not None:
-        return registry.get(backend).describe(file)
-    maker = next((one for one in registry.backends().values() if one.made(file)), None)
-    return None if maker is None else maker.describe(file)
+    known = registry.backends()
+    # An ONNX file can be read whoever it was made for.
+    maker = known.get(backend_of(artifact)) if artifact is not None else None
+    maker = maker or next((one for one in known.values() if one.made(file)), None)
+    described = maker.describe(file) if maker is not None else None
+    if maker is None or described is None or not timed:
+        return described
+    times = maker.layer_seconds(file)
+    layers = [{**one, "ms": 1e3 * times.get(one["name"], 0.0)} for one in described.get("layers", [])]
+    return described | {"layers": layers} if times else described
 
 
 def lint_file(path: Path, scheme: str) -> list[Finding]:
@@ -98,7 +116,7 @@ def lint_file(path: Path, scheme: str) -> list[Finding]:
 
     wanted = schemes.get(scheme)
     file, artifact = model_file(path)
-    if describe(file, artifact.manifest.request.get("backend") if artifact is not None else None) is not None:
+    if describe(file, artifact) is not None:
         raise UsageError(f"{file} is compiled: a scheme is about the Q/DQ of an ONNX file.")
     return lint(load(file), wanted)
 
@@ -119,7 +137,7 @@ def predict_images(
 
     file, artifact = model_file(path)
     spec = spec_of(path)
-    backend = artifact.manifest.request.get("backend", "onnxruntime") if artifact is not None else "onnxruntime"
+    backend = backend_of(artifact)
     tensors = [preprocess(decode(image), spec.input)[None] for image in images]
     size = fixed_batch(artifact)
     batches = [np.repeat(tensor, size, axis=0) for tensor in tensors]

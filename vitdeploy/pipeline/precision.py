@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy.backends.base import Census
 from vitdeploy.errors import PrecisionNotApplied
+from vitdeploy.export.program import PRODUCTS as PROGRAM_PRODUCTS
 from vitdeploy.pipeline.request import ExportRequest, Steps
 from vitdeploy.report.tables import mb
 from vitdeploy.spec import ModelSpec
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 RANGE_SAMPLES = 4  # images that activation ranges are measured on
 MEMCPY = ("MemcpyFromHost", "MemcpyToHost")  # ONNX Runtime's copies around what it left to the CPU
+# What a deliberate island may run as, at most: a program's attention, where nothing fuses it, is two products.
+PRODUCTS = (
+    {"Conv": 1, "MatMul": 1, "Gemm": 1} | dict.fromkeys(PROGRAM_PRODUCTS, 1) | {"scaled_dot_product_attention": 2}
+)
 SHORT = {"float16": "fp16", "float32": "fp32", "bfloat16": "bf16"}
 
 
@@ -167,7 +172,7 @@ def half_notes(request: ExportRequest, report: Mapping[str, Any], ran: Mapping[s
         if half == 0:
             return ["applied: fp16 storage, fp32 compute (this provider has no fp16 kernels)"]
         return [f"applied: fp16 storage; {half} of {half + single} compute ops run in fp16, the rest in fp32"]
-    islands = sum(i["op_type"] in ("Conv", "MatMul", "Gemm") for i in report.get("islands", []))
+    islands = sum(PRODUCTS.get(i["op_type"], 0) for i in report.get("islands", []))
     if single > islands:
         raise PrecisionNotApplied(
             f"fp16 was asked for, but {single} of {half + single} compute ops run in fp32 ({islands} on purpose).",
@@ -184,7 +189,7 @@ def bf16_notes(request: ExportRequest, report: Mapping[str, Any], ran: Mapping[s
             f"bf16 was asked for, but only {done} of {total} compute ops run in it.",
             fix="See `vitdeploy doctor` for what this device computes in bf16.",
         )
-    return [f"applied: fp32 storage, bf16 compute in all {done} compute ops"]
+    return [f"applied: {report.get('storage', 'fp32')} storage, bf16 compute in all {done} compute ops"]
 
 
 def planned_notes(precision: str) -> Told:

@@ -25,13 +25,12 @@ from vitdeploy.pipeline.export import (
     finish,
     judge,
     machine,
-    run_candidate,
     settle,
-    trace_and_optimise,
     verdict,
     verification_cases,
 )
 from vitdeploy.pipeline.request import ExportRequest, Listener, Steps, check_common, request_record
+from vitdeploy.pipeline.sources import run_candidate, trace_and_optimise
 from vitdeploy.pipeline.trials import Images, Workshop
 from vitdeploy.report.plot import bars, scatter
 from vitdeploy.spec import CALIBRATED, ModelSpec

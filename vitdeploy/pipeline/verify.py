@@ -11,9 +11,10 @@ from vitdeploy.artifact import Artifact
 from vitdeploy.backends.base import RunOptions
 from vitdeploy.errors import UsageError, VitdeployError
 from vitdeploy.models.build import BuildOptions
-from vitdeploy.pipeline.export import find_departure, judge, run_candidate, settle, verdict, verification_cases
-from vitdeploy.pipeline.files import model_file, spec_of
+from vitdeploy.pipeline.export import judge, settle, verdict, verification_cases
+from vitdeploy.pipeline.files import backend_of, model_file, spec_of
 from vitdeploy.pipeline.request import ExportRequest, Listener, Steps, check_tolerance
+from vitdeploy.pipeline.sources import run_candidate, source_of
 from vitdeploy.spec import CALIBRATED, ModelSpec
 
 if TYPE_CHECKING:
@@ -42,7 +43,6 @@ def verify_artifact(
         VerificationFailed: outputs differ; the message names the first node that departs.
         UsageError: the file is not ours, its weights are gone or have changed, or it was made by code not named here.
     """
-    from vitdeploy.graph.load import check_external_data
     from vitdeploy.models.build import rebuild
     from vitdeploy.verify.collect import eager_outputs
 
@@ -51,8 +51,9 @@ def verify_artifact(
     file, artifact = model_file(path)
     if artifact is not None:
         warn_of_changes(artifact, steps)
+    source = source_of(backend_of(artifact))
     if artifact is None:
-        check_external_data(file)
+        source.check(file)
     spec = relocated(trusted(spec_of(path), model, path), weights)
     request = request_of(artifact, file, options or RunOptions(), spec, data, tolerance)
     cases = verification_cases(request, spec)
@@ -68,10 +69,10 @@ def verify_artifact(
         verification = settle(request, spec, cases, collected, verification)
         detail += [verification.summary(), "PASS" if verification else "FAIL"]
     if not verification:
-        departure, unknown = None, []
+        departure, unknown = None, [*filter(None, (source.unnamed,))]
         try:
             with steps.step("bisect"):
-                departure = find_departure(request, spec, file, cases[0], verification)
+                departure = source.find_departure(request, spec, file, cases[0], verification)
         except VitdeployError as error:  # the verdict must not be lost to the search for its cause
             unknown = [f"The node at fault was not found: {error.message}"]
         raise verdict(verification, departure, *unknown)
@@ -138,7 +139,7 @@ def request_of(
         build=BuildOptions(seed=build.get("seed", 0)),
         precision=record.get("precision", "fp32"),
         io_precision=record.get("io_precision", "fp32"),
-        backend=record.get("backend", "onnxruntime"),
+        backend=backend_of(artifact),
         batch=batch if isinstance(batch, int) else (batch[0], batch[1], batch[2]),
         opset=record.get("opset", 20),
         run=options,

@@ -16,10 +16,7 @@ def report(manifest: Manifest) -> str:
     verdict = {True: "verified", False: "**FAILED verification**", None: "not verified"}[passed]
     lines = [f"# {model.full_name}, {request.get('precision', 'fp32')}: {verdict}", ""]
     lines += [f"- image: {model.input}", f"- classes: {model.num_classes}", f"- weights: {weights_line(manifest)}"]
-    graph = manifest.graph
-    if graph:
-        facts = f"{graph.get('nodes')} nodes, {graph.get('parameters', 0) / 1e6:.2f} M parameters"
-        lines.append(f"- graph: {facts}, {(graph.get('macs') or 0) / 1e9:.3f} GMACs an image")
+    lines += graph_lines(manifest.graph)
     if request.get("layout") == "triton":
         lines.append(
             f"- layout: Triton model repository {REPOSITORY}/, model {PurePosixPath(manifest.model_file).parts[1]}"
@@ -41,6 +38,14 @@ def report(manifest: Manifest) -> str:
     lines += ["", "## Environment", ""]
     lines += [f"- {key}: {plain(value)}" for key, value in manifest.environment.items() if value is not None]
     return "\n".join(lines) + "\n"
+
+
+def graph_lines(graph: Mapping[str, Any]) -> list[str]:
+    """What is known of it: a model that went to its runtime without a graph has no nodes."""
+    facts = [f"{graph['nodes']} nodes"] if graph.get("nodes") is not None else []
+    facts += [f"{graph['parameters'] / 1e6:.2f} M parameters"] if graph.get("parameters") is not None else []
+    facts += [f"{graph['macs'] / 1e9:.3f} GMACs an image"] if graph.get("macs") is not None else []
+    return [f"- {'graph' if 'nodes' in graph else 'model'}: {', '.join(facts)}"] if facts else []
 
 
 def weights_line(manifest: Manifest) -> str:

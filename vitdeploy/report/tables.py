@@ -139,6 +139,8 @@ def print_doctor(facts: Mapping[str, Any]) -> None:
         print(f"{found['name']:<14} {state}")
         for precision, how in found["precisions"].items():
             print(f"{'':14} {precision:<12} {how}")
+        if found["installed"] and found["devices"] and found["reason"]:
+            print(f"{'':14} but: {found['reason']}")
         for i, line in enumerate((found["fix"] or "").splitlines()):
             print(f"{'':14} {'fix: ' if i == 0 else '     '}{line}")
     print()
@@ -159,10 +161,11 @@ def print_nvidia(found: Mapping[str, Any]) -> None:
 
 
 def print_summary(summary: Mapping[str, Any]) -> None:
-    """An ONNX file's ops, dtypes, parameters and MACs."""
+    """A model file's ops, dtypes, parameters and MACs, as far as it tells."""
     ops = summary.get("ops", {})
     shown = {k: v for k, v in summary.items() if k not in ("ops", "metadata_props", "metadata")}
-    shown["opset"] = ", ".join(f"{domain} {n}".strip() for domain, n in summary["opset"].items())
+    if "opset" in summary:
+        shown["opset"] = ", ".join(f"{domain} {n}".strip() for domain, n in summary["opset"].items())
     for tensors in ("inputs", "outputs"):
         shown[tensors] = [f"{t['name']} {t['dtype']} {'x'.join(map(str, t['shape']))}" for t in summary[tensors]]
     print_facts(shown)

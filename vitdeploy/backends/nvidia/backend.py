@@ -76,12 +76,15 @@ class EngineBackend(Backend):
         if facts is None:
             census = isolate.call(_open_census, self, model, what=TITLES[self.module])
             return {"runtime": self.module, "census": census.to_dict()}
-        found = facts.to_summary()
+        return facts.to_summary()
+
+    def layer_seconds(self, model: Path) -> dict[str, float]:
+        from vitdeploy.backends import isolate
+
         with suppress(VitdeployError):  # where it cannot run, it still tells what it is made of
             if installation(self.module) and driver().gpus:
-                times = isolate.call(_layer_times, self, model, what=TITLES[self.module])
-                found["layers"] = [{**one, "ms": 1e3 * times.get(one["name"], 0.0)} for one in found["layers"]]
-        return found
+                return isolate.call(_layer_times, self, model, what=TITLES[self.module])
+        return {}
 
     def _scheme(self, options: RunOptions, precision: str) -> Scheme:
         from vitdeploy.quantize import schemes

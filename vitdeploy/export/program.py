@@ -1,0 +1,65 @@
+"""PyTorch module -> torch.export's program: what runtimes that start from PyTorch compile."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.errors import UnsupportedModel
+from vitdeploy.export.trace import attention_in_4d, quiet, reason
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from torch.export import ExportedProgram
+
+# ATen's names of the ops that do the MACs.
+PRODUCTS = {"linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "bilinear", "scaled_dot_product_attention"}
+PRODUCTS |= {f"conv{rank}d" for rank in (1, 2, 3)} | {"convolution"}
+PRODUCTS |= {f"conv_transpose{rank}d" for rank in (1, 2, 3)}
+
+
+def export_program(
+    module: nn.Module,
+    shape: tuple[int, int, int],
+    *,
+    batch: int | tuple[int, int, int] = 1,
+    dtype: torch.dtype | None = None,
+) -> ExportedProgram:
+    """Trace `module` to ATen ops that change nothing in place, attention as one op.
+
+    Args:
+        module: in eval mode; takes (B, C, H, W) and returns one tensor.
+        shape: (C, H, W).
+        batch: a fixed batch, or (min, opt, max) for a dynamic one.
+        dtype: of the input; float32 by default.
+
+    Raises:
+        UnsupportedModel: torch.export cannot trace the module, or it returns something else; the message says which.
+    """
+    import torch
+
+    from vitdeploy.models.layers import attention_as_one_op
+
+    shapes: Any = None
+    # torch.export takes a size of 1 for a constant, so a dynamic batch is shown by a larger one.
+    size = batch if isinstance(batch, int) else max(batch[1], 2)
+    if not isinstance(batch, int):
+        shapes = ({0: torch.export.Dim("batch", min=batch[0], max=batch[2])},)
+    example = torch.zeros((size, *shape), dtype=dtype)
+    try:
+        with quiet(), attention_in_4d(), attention_as_one_op(), torch.no_grad():
+            program = torch.export.export(module, (example,), dynamic_shapes=shapes, strict=False)
+            program = program.run_decompositions({})
+    except Exception as error:
+        raise UnsupportedModel(f"torch.export cannot trace this model: {reason(error)}") from error
+    outputs = program.graph_signature.user_outputs
+    if len(outputs) != 1 or not isinstance(outputs[0], str):
+        raise UnsupportedModel(f"This model returns {len(outputs)} values, not one tensor.")
+    return program
+
+
+def op_name(node: torch.fx.Node) -> str:
+    """ATen's name of the op that a node calls, without its overload: 'linear'; 'getitem' for Python's own."""
+    name = getattr(node.target, "_name", None)  # 'aten::add.Tensor'
+    text = name if isinstance(name, str) else getattr(node.target, "__name__", str(node.target))
+    return text.partition("::")[2].partition(".")[0] if "::" in text else text

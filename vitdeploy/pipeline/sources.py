@@ -1,0 +1,238 @@
+"""What a backend compiles from: an ONNX graph, or the PyTorch module itself. One strategy each."""
+
+from __future__ import annotations
+
+import gc
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from vitdeploy.backends.base import Backend, Program, RunOptions
+from vitdeploy.errors import UnsupportedModel
+from vitdeploy.export.trace import OPSET
+from vitdeploy.models.build import Built
+from vitdeploy.pipeline.precision import Job, convert, range_samples
+from vitdeploy.pipeline.request import ExportRequest, Listener, Steps
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from torch import nn
+
+    from vitdeploy.spec import ModelSpec
+    from vitdeploy.verify.bisect import Departure
+    from vitdeploy.verify.collect import Case, Collected
+    from vitdeploy.verify.compare import Verification
+
+
+class Source(ABC):
+    """A model on its way to a backend. Making one does the work before compiling.
+
+    Attributes:
+        passes: what rewrote it, for the manifest.
+        applied: what was applied, by name.
+        facts: nodes, parameters, macs, as far as there are such.
+        unnamed: why no node is named when a verification fails; empty where one can be.
+    """
+
+    passes: list[dict[str, Any]]
+    applied: dict[str, Any]
+    facts: dict[str, Any]
+    unnamed: str = ""
+
+    @abstractmethod
+    def __init__(self, request: ExportRequest, built: Built, steps: Steps, cases: Sequence[Case]) -> None: ...
+
+    @abstractmethod
+    def compile(self, backend: Backend, folder: Path) -> list[Path]:
+        """Write the backend's files, the model file first."""
+
+    def stand_in(self, backend: Backend, compiled: Path, cases: Sequence[Case]) -> Collected:
+        """Outputs of what was compiled, where the compiled file cannot run here.
+
+        Raises UnsupportedModel where no other runtime runs it.
+        """
+        raise UnsupportedModel(f"What {backend.name} compiles for another machine cannot be verified on this one.")
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the weights."""
+
+    @staticmethod
+    @abstractmethod
+    def check(file: Path) -> None:
+        """Refuse a finished file that would harm whoever opens it. Raises UsageError."""
+
+    @staticmethod
+    @abstractmethod
+    def find_departure(
+        request: ExportRequest, spec: ModelSpec, file: Path, case: Case, verification: Verification
+    ) -> Departure | None:
+        """The first node of a finished file that departs from a fresh export; None where there is none to be named."""
+
+
+class GraphSource(Source):
+    """Traces, optimises and converts an ONNX graph."""
+
+    def __init__(self, request: ExportRequest, built: Built, steps: Steps, cases: Sequence[Case]) -> None:
+        from vitdeploy.graph.ops import macs, parameters
+
+        self._request = request
+        self.graph: ir.Model | None
+        self.graph, self.passes, self.applied = make_graph(request, built, steps, cases)
+        nodes = self.graph.graph.num_nodes()
+        self.facts = {"nodes": nodes, "parameters": parameters(self.graph)[0], "macs": macs(self.graph).total}
+
+    def compile(self, backend: Backend, folder: Path) -> list[Path]:
+        assert self.graph is not None
+        return backend.compile(self.graph, folder, self._request.run, self._request.precision)
+
+    def stand_in(self, backend: Backend, compiled: Path, cases: Sequence[Case]) -> Collected:
+        assert self.graph is not None
+        return run_stand_in(self._request, self.graph, compiled, cases)
+
+    def close(self) -> None:
+        self.graph = None
+        gc.collect()
+
+    @staticmethod
+    def check(file: Path) -> None:
+        from vitdeploy.graph.load import check_external_data
+
+        check_external_data(file)
+
+    @staticmethod
+    def find_departure(
+        request: ExportRequest, spec: ModelSpec, file: Path, case: Case, verification: Verification
+    ) -> Departure | None:
+        """From a fresh export, or else from the traced program itself; an engine shows no tensors but its outputs."""
+        from vitdeploy.backends import registry
+        from vitdeploy.export.trace import INPUT, trace
+        from vitdeploy.graph.load import load
+        from vitdeploy.models.build import rebuild
+        from vitdeploy.verify.bisect import bisect
+
+        if registry.get(request.backend).made(file):
+            return None
+        built = rebuild(spec)
+        candidate = load(file)
+        bound = max(verification.bounds.rel_max or 0.0, 1e-4)
+        fresh, _, _ = make_graph(replace(request, precision="fp32", io_precision="fp32"), built, None, [case])
+        found = bisect(fresh, candidate, {INPUT: case.image}, rel_bound=bound)
+        if found is not None:
+            return found
+        program = trace(built.module, spec.input.shape, batch=request.batch, opset=request.opset or OPSET)
+        return bisect(program, candidate, {INPUT: case.image}, rel_bound=bound)
+
+
+class ProgramSource(Source):
+    """Hands the module to a backend that traces and converts it in its own way."""
+
+    unnamed = "No node is named: the compiled program shows no tensors but its outputs."
+
+    def __init__(self, request: ExportRequest, built: Built, steps: Steps, cases: Sequence[Case]) -> None:
+        self._request = request
+        shape, samples = built.spec.input.shape, range_samples(request, cases)
+        self.program: Program | None = Program(built.module, shape, request.batch, request.io_precision, samples)
+        self.passes, self.applied = [], {"precision": request.precision}
+        self.facts = {"parameters": built.parameters, "macs": module_macs(built.module, shape)}
+
+    def compile(self, backend: Backend, folder: Path) -> list[Path]:
+        assert self.program is not None
+        files = backend.compile_program(self.program, folder, self._request.run, self._request.precision)
+        self.applied |= backend.compile_report(files[0])
+        return files
+
+    def close(self) -> None:
+        self.program = None
+        gc.collect()
+
+    @staticmethod
+    def check(file: Path) -> None:
+        """Nothing to look at: such a file belongs to its runtime alone."""
+
+    @staticmethod
+    def find_departure(
+        request: ExportRequest, spec: ModelSpec, file: Path, case: Case, verification: Verification
+    ) -> Departure | None:
+        return None
+
+
+SOURCES: Mapping[str, type[Source]] = {"graph": GraphSource, "program": ProgramSource}
+
+
+def source_of(backend: str) -> type[Source]:
+    """The strategy of a backend, by its name."""
+    from vitdeploy.backends import registry
+
+    return SOURCES[registry.get(backend).source]
+
+
+def make_graph(
+    request: ExportRequest, built: Built, steps: Steps | None, cases: Sequence[Case]
+) -> tuple[ir.Model, list[dict[str, Any]], dict[str, Any]]:
+    """Trace, optimise and convert. The same request gives the same graph, name for name."""
+    steps = steps or Steps(Listener())
+    graph, passes = trace_and_optimise(request, built, steps)
+    applied = convert(Job(graph, built.spec, request, steps, range_samples(request, cases)))
+    return graph, passes, applied
+
+
+def trace_and_optimise(request: ExportRequest, built: Built, steps: Steps) -> tuple[ir.Model, list[dict[str, Any]]]:
+    """The fp32 graph, and what the passes did."""
+    from vitdeploy.export.passes import optimise
+    from vitdeploy.export.trace import trace
+    from vitdeploy.graph.ops import op_counts
+
+    with steps.step("trace") as detail:
+        graph = trace(built.module, built.spec.input.shape, batch=request.batch, opset=request.opset or OPSET)
+        raw = graph.graph.num_nodes()
+        detail += [f"ONNX opset {graph.graph.opset_imports['']}", f"{raw} nodes"]
+    before = op_counts(graph)
+    with steps.step("optimise") as detail:
+        results = optimise(graph)
+        after = op_counts(graph)
+        detail.append(f"{len({r.name for r in results})} passes   {graph.graph.num_nodes()} nodes")
+        detail += [
+            f"{op} {before[op]} -> {after[op]}" for op in ("BatchNormalization", "Transpose") if before[op] != after[op]
+        ]
+    return graph, [asdict(r) for r in results]
+
+
+def module_macs(module: nn.Module, shape: tuple[int, int, int]) -> int:
+    """Multiply-accumulates of one run at batch 1, counted while it runs once."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    # The fused attention of a CPU is not counted; spelled out it is two products.
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), counter:
+        module(torch.zeros(1, *shape))
+    return counter.get_total_flops() // 2
+
+
+def run_candidate(request: ExportRequest, model: Path, cases: Sequence[Case]) -> Collected:
+    """The compiled model's outputs on the cases, from a child process, so that a native crash is an error."""
+    from vitdeploy.backends import isolate
+    from vitdeploy.verify.collect import collect
+
+    images = [case.image for case in cases]
+    return isolate.call(collect, request.backend, model, request.run, images, what=request.backend)
+
+
+def run_stand_in(request: ExportRequest, graph: ir.Model, compiled: Path, cases: Sequence[Case]) -> Collected:
+    """The outputs of the graph that was compiled, on ONNX Runtime, where the compiled file cannot run.
+
+    The census is the one that was taken when it was compiled.
+    """
+    from vitdeploy.backends import registry
+    from vitdeploy.graph.save import save
+
+    census = registry.get(request.backend).compiled_census(compiled)
+    with TemporaryDirectory(prefix="vitdeploy-") as name:
+        file = save(graph, Path(name) / "model.onnx")[0]
+        own = replace(request, backend="onnxruntime", run=RunOptions("cpu", request.run.threads))
+        return replace(run_candidate(own, file, cases), census=census)
