@@ -243,7 +243,7 @@ class Backend(ABC):
         return None
 
     def layer_seconds(self, model: Path) -> dict[str, float]:
-        """Mean seconds of each layer of a compiled file, by name; empty where its device does not tell, or is not here."""
+        """Mean seconds of each layer of a compiled file, by name; empty where no device here tells."""
         return {}
 
     def scheme(self, options: RunOptions, precision: str = "int8") -> Scheme:
