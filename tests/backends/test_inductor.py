@@ -213,12 +213,12 @@ def test_what_overflows_fp16_stays_in_fp32_and_no_temporary_file_stays(
     model = Small().eval()
     with torch.no_grad():
         model.conv.bias += 1e5
-    file = compile_program(model, folder, "fp16")
+    file = compile_program(model, folder, "fp16", batch=2)
     left = [path for path in temporary.rglob("*") if path.is_file()]  # torch makes itself an empty folder
     assert (list(folder.iterdir()), left) == ([file], [])
     report = backend.compile_report(file)["fp16"]
     assert [island["op_type"] for island in report["islands"]] == ["conv2d", "linear"]
-    image = images(1, 8)
+    image = images(2, 8)
     with backend.open(file, RunOptions()) as session, torch.inference_mode():
         want = model(torch.from_numpy(image)).numpy()
         np.testing.assert_allclose(session.run({"image": image})["logits"], want, rtol=1e-5)

@@ -19,6 +19,7 @@ from typing import Any
 
 from vitdeploy.errors import BackendError, MissingDependency, UsageError
 
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
 FACTS = "extra/vitdeploy.json"
 SCHEMA = 1
 AGAIN = "Export it again here."
@@ -173,6 +174,10 @@ def build(
 
     from vitdeploy.backends.inductor_census import Recorder
 
+    # A cache that the user named is used. Torch's usual one, which it sets here itself, would grow with every compile:
+    # without it the files go where this process has its temporary ones.
+    if Path(os.environ.get(CACHE, "")).name.startswith("torchinductor_"):
+        del os.environ[CACHE]
     if threads:
         torch.set_num_threads(threads)
     torch.backends.cudnn.allow_tf32 = False
