@@ -26,7 +26,7 @@ class Layer:
 
     Attributes:
         kind: 'gemm', 'correlation' (a convolution), 'runtime_fusion', 'kgen' (generated code), ...
-        inputs, constants, outputs: types, as 'Int8', 'Half', 'Float'.
+        inputs, constants, outputs: types, as 'Int8', 'FP8', 'Half', 'Float'.
         nodes: names of the ONNX nodes that it stands for, in whole or in part.
     """
 
@@ -104,12 +104,17 @@ def read_layer(line: str) -> Layer | None:
     return Layer(found["name"], found["kind"], *types, nodes)
 
 
-def runs_in_int8(layers: list[Layer], node: str) -> bool:
-    """Whether a product of the graph multiplies int8 activations by int8 weights."""
+def runs_in_int8(layers: list[Layer], node: str, kind: str = "Int8") -> bool:
+    """Whether a product of the graph multiplies int8 activations by int8 weights, or by others where it has none."""
     mine = [layer for layer in layers if node in layer.nodes and layer.multiplies]
-    return any("Int8" in layer.inputs and "Int8" in layer.constants for layer in mine)
+    return any((layer.inputs.count(kind) > 1) or (kind in layer.inputs and kind in layer.constants) for layer in mine)
+
+
+def runs_in_fp8(layers: list[Layer], node: str) -> bool:
+    """The same for fp8."""
+    return runs_in_int8(layers, node, "FP8")
 
 
 def float_products(layers: list[Layer]) -> set[str]:
-    """Types of the activations in products that do not run in int8."""
-    return {kind for layer in layers if layer.multiplies for kind in layer.inputs} - {"Int8"}
+    """Types of the activations in products that run in neither int8 nor fp8."""
+    return {kind for layer in layers if layer.multiplies for kind in layer.inputs} - {"Int8", "FP8"}

@@ -250,7 +250,7 @@ def _layout(model: ir.Model, found: Prepared, keep: Sequence[str] = ()) -> _Layo
 def _planned(targets: Sequence[Target], scheme: Scheme, options: Int8Options, kept: Sequence[str]) -> _Layout:
     """Raises UnsupportedModel where nothing is left to quantise."""
     plan = default_plan(targets, scheme.precision)
-    plan |= {t.name: scheme.precision for t in targets if options.attention and t.axis is None}
+    plan |= {t.name: scheme.precision for t in targets if options.attention and t.axis is None and not t.unfit}
     plan |= dict.fromkeys(kept, "float")
     found = _Layout(targets, plan, kept, find_places(targets, plan, scheme))
     if not found.weighted:

@@ -28,7 +28,8 @@ class Scheme:
         outputs: compute ops whose output must be quantised too, or they run in float.
         follow: ops between quantised tensors that then run in int8 as well.
         apart: a product's float output that others read too must not feed a QuantizeLinear directly.
-        smallest: a linear layer with an inner or output width below this stays in float.
+        smallest: a linear layer with an inner or output width below this stays in float, and so does the product of two
+            activations one of which has fewer rows or columns.
         smallest_conv: so does a convolution with fewer channels in or out, in any of its groups.
         largest_kernel: and one with a window of more pixels; 0 is no limit.
         dynamic: how int8 with activations quantised at run time is written: 'integer' (DynamicQuantizeLinear and

@@ -67,7 +67,8 @@ def find_targets(model: ir.Model, scheme: Scheme) -> list[Target]:
         name = node.outputs[0].name or ""
         if not is_constant(w):
             if node.op_type == "MatMul":
-                found.append(Target(node, name, name, None))
+                sizes = [n for value in (x, w) for n in (dims(value) or ())[-2:] if isinstance(n, int)]
+                found.append(Target(node, name, name, None, scheme.reasons.get(misfit(node, sizes, scheme), "")))
             continue
         axis = weight_axis(node)
         if axis is None:
