@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from rtx_builder import Layer, engine, float_products, runs_in_fp8
-from test_fp16 import DYNAMIC, Batch, traced
 from test_fp8 import PLAIN, e5m2_pair, int8_pair, scale_a_channel, shifted
+from test_fp16 import DYNAMIC, Batch, traced
 from test_int8 import photos
 from test_lint import graph_of, own_cache  # noqa: F401 -- a fixture
 
@@ -29,7 +29,9 @@ SCHEME = get("tensorrt-fp8")
 def planned(model: ir.Model) -> set[str]:
     """Names of the products whose operands are quantised."""
     products = [node for node in model.graph if node.op_type in PRODUCTS and activation_of(node) is not None]
-    return {node.name or "" for node in products if weight_of(node, 1) is not None or activation_of(node, 1) is not None}
+    return {
+        node.name or "" for node in products if weight_of(node, 1) is not None or activation_of(node, 1) is not None
+    }
 
 
 def in_float(layers: list[Layer], names: Iterable[str]) -> set[str]:

@@ -129,6 +129,12 @@ BOUNDS: Mapping[str, Bounds] = MappingProxyType(
             reason="8 bits leave each activation an error of about 1 %, which adds up over the depth: trained models "
             "end at 0.02 to 0.05, LeViT with random weights at 0.18; accuracy is what `vitdeploy eval` measures",
         ),
+        "fp8": Bounds(
+            rel_max=0.4,
+            rel_l2=0.25,
+            cosine=0.97,
+            reason="to be measured",
+        ),
         "int8+bf16": Bounds(
             rel_max=0.4,
             rel_l2=0.25,
