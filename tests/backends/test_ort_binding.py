@@ -161,6 +161,19 @@ def test_closed_session_raises_when_it_runs_or_times(tmp_path: Path) -> None:
             call()
 
 
+def test_resident_run_reads_what_was_put_and_leaves_its_output_on_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = bound(tmp_path)
+    run = session.resident({"x": rows(2, 1)})
+    for method in ("put", "take"):
+        monkeypatch.setattr(ort_binding.Binding, method, lambda *_: pytest.fail("a copy"))
+    run()
+    monkeypatch.undo()
+    binding = session._bound._binding({"x": rows(2)})  # type: ignore[union-attr]
+    np.testing.assert_array_equal(binding.take()["minus"], -rows(2, 1))
+
+
 def test_parts_are_empty_when_the_session_shares_the_hosts_memory(tmp_path: Path) -> None:
     backend = OnnxRuntimeBackend()
     file = backend.compile(ir.from_proto(onnx.parser.parse_model(NET)), tmp_path, RunOptions())[0]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -167,6 +168,18 @@ class OnnxRuntimeSession(Session):
             raise closed_session_error("ONNX Runtime")
         with _told("failed"):
             return {} if self._bound is None else self._bound.parts(_native(feeds), seconds)
+
+    def resident(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], None]:
+        """A run whose inputs already lie where it computes and whose outputs stay there; it ends when they are there.
+
+        It is good until the session runs with other inputs.
+        """
+        self.check(feeds)
+        if self.native is None:
+            raise closed_session_error("ONNX Runtime")
+        native = _native(feeds)
+        with _told("failed"):
+            return partial(self.native.run, None, native) if self._bound is None else self._bound.resident(native)
 
     def census(self) -> Census:
         """Optimise the model once more into a temporary file and count its ops.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -77,6 +77,13 @@ class BoundRuns:
         binding.put(feeds)
         binding.compute()
         return binding.take()
+
+    def resident(self, feeds: Feeds) -> Callable[[], None]:
+        """Copy in, and return the run by itself."""
+        binding = self._binding(feeds)
+        binding.put(feeds)
+        binding.compute()  # what a first run prepares is done
+        return binding.compute
 
     def parts(self, feeds: Feeds, seconds: float) -> dict[str, list[float]]:
         """As Session.parts, by the host's clock: each part ends when the device has done it."""
