@@ -206,7 +206,7 @@ def test_gpu_instances_are_asked_for_when_the_device_is_one(told: Callable[..., 
     assert "intra_op_thread_count" not in found.parameters
     found = told(run={"device": "cuda", "provider_options": {"gpu_mem_limit": "1", 'a"b\\': "ü"}})
     (cuda,) = found.optimization.execution_accelerators.gpu_execution_accelerator
-    assert (cuda.name, dict(cuda.parameters)) == ("cuda", {"gpu_mem_limit": "1", 'a"b\\': "ü"})
+    assert (cuda.name, dict(cuda.parameters)) == ("cuda", {"use_tf32": "0", "gpu_mem_limit": "1", 'a"b\\': "ü"})
     found = told(run={"provider": "openvino"})
     assert [a.name for a in found.optimization.execution_accelerators.cpu_execution_accelerator] == ["openvino"]
     assert found.instance_group[0].kind == kind.Value("KIND_CPU")

@@ -59,6 +59,7 @@ PROVIDERS = {
 }
 SHORT = {full: short for short, (full, _) in PROVIDERS.items()}
 NUMBERED = {"cuda", "tensorrt", "tensorrt-rtx", "migraphx", "rocm", "directml", "cann"}
+NVIDIA = {"cuda", "tensorrt", "tensorrt-rtx"}
 OPTIMIZATION = {"off": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "extended": "ORT_ENABLE_EXTENDED"}
 OPTIMIZATION["all"] = "ORT_ENABLE_ALL"
 DTYPES = {"float": "float32", "double": "float64", "string": "object"}
@@ -180,6 +181,12 @@ class OnnxRuntimeSession(Session):
         native = _native(feeds)
         with _told("failed"):
             return partial(self.native.run, None, native) if self._bound is None else self._bound.resident(native)
+
+    def device_state(self) -> dict[str, float]:
+        from vitdeploy.backends.nvidia import nvml
+
+        short, chain = _providers(self._options)
+        return nvml.state(int(chain[0][1].get("device_id", 0))) if short in NVIDIA else {}
 
     def census(self) -> Census:
         """Optimise the model once more into a temporary file and count its ops.

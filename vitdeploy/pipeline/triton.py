@@ -197,7 +197,9 @@ def optimization(request: ExportRequest) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if request.run.optimization in GRAPH_LEVELS:
         found["graph"] = {"level": GRAPH_LEVELS[request.run.optimization]}
-    provider, options = provider_of(request), request.run.provider_options
+    provider, options = provider_of(request), dict(request.run.provider_options)
+    if provider == "cuda":
+        options = {"use_tf32": "0", **options}  # as the session has it here: fp32 is fp32
     if provider in ("tensorrt", "openvino") or options:
         pairs = [{"key": key, "value": value} for key, value in options.items()]
         accelerator = {"name": provider, "parameters": pairs}
