@@ -195,7 +195,9 @@ def test_file_runs_on_onnxruntime_near_eager(name: str, tmp_path: Path) -> None:
 
 
 def test_probabilities_are_spread_over_the_whole_range_when_attention_is_asked_for() -> None:
-    model, report = quantised("deit_tiny_patch16_224", "tensorrt-fp8", Int8Options(**{**vars(PLAIN), "attention": True}))
+    model, report = quantised(
+        "deit_tiny_patch16_224", "tensorrt-fp8", Int8Options(**{**vars(PLAIN), "attention": True})
+    )
     products = [op for op in report.ops if op["op_type"] == "MatMul" and op["precision"] == "fp8"]
     assert products
     for node in model.graph:
