@@ -136,6 +136,29 @@ BAD: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
         "None of the 2 images can be read",
     ),
     "the scheme is unknown": (lambda work: None, ("--int8", "--calib-random", "--scheme", "tensort"), "tensorrt"),
+    "fp8 has no images": (lambda work: None, ("--fp8",), "fp8 needs images"),
+    "fp8 and int8 are asked for": (lambda work: None, ("--fp8", "--int8", "--calib-random"), "fp8, int8"),
+    "fp8 is to be rounded by learning": (
+        lambda work: None,
+        ("--fp8", "--calib-random", "--rounding", "learned"),
+        "even steps of int8",
+    ),
+    "fp8 is to find ranges by entropy": (
+        lambda work: None,
+        ("--fp8", "--calib-random", "--calib-method", "entropy"),
+        "even steps of int8",
+    ),
+    "an int8 scheme is given for fp8": (
+        lambda work: None,
+        ("--fp8", "--calib-random", "--scheme", "tensorrt"),
+        "fp8 has tensorrt-fp8",
+    ),
+    "an fp8 scheme is given for int8": (
+        lambda work: None,
+        ("--int8", "--calib-random", "--scheme", "tensorrt-fp8"),
+        "is for fp8",
+    ),
+    "the opset is too old for fp8": (lambda work: None, ("--fp8", "--calib-random", "--opset", "18"), "opset 19"),
     "a scheme is given for fp16": (lambda work: None, ("--fp16", "--scheme", "tensorrt"), "--int8"),
     "the opset is too old for the scheme": (
         lambda work: None,
@@ -180,6 +203,45 @@ def test_other_runtimes_dialect_is_written_verified_and_recorded_when_it_is_name
     clean = cli("inspect", folder, "--scheme", "tensorrt")
     assert clean.code == 0, clean.out
     assert cli("inspect", folder, "--scheme", "onnxruntime").code == 7
+
+
+def test_fp8_is_written_for_tensorrt_and_verified_here_when_no_scheme_is_named(
+    cli: Cli, work: Path, photos: Path
+) -> None:
+    done = cli("export", "tiny.py:wide", "--fp8", "--calib", "photos", "--duration", "0.1", "--sensitivity")
+    assert done.code == 0, done.err
+    folder = work / "tiny-wide-fp8"
+    made = json.loads((folder / "manifest.json").read_text())
+    fp8 = made["applied"]["fp8"]
+    assert (fp8["scheme"], fp8["native"], made["request"]["scheme"]) == ("tensorrt-fp8", False, None)
+    assert {op["label"]: op["precision"] for op in fp8["ops"] if op["op_type"] == "Gemm"} == {
+        "mix": "fp8",
+        "head": "float",  # 10 classes
+    }
+    assert made["applied"]["notes"] == ["written for tensorrt-fp8, verified on onnxruntime"]
+    assert made["applied"]["fp16"]["converted"] > 0
+    assert made["verification"]["passed"]
+    assert made["verification"]["precision"] == "fp8"
+    assert made["bench"] is None
+    assert "written for tensorrt-fp8" in done.err
+    assert [one["label"] for one in fp8["sensitivity"]] == ["mix"]
+    assert "## Sensitivity" in (folder / "report.md").read_text()
+    assert (folder / "sensitivity.svg").exists()
+    assert cli("verify", folder, "--model", "tiny.py:wide").code == 0
+    assert cli("inspect", folder, "--scheme", "tensorrt-fp8").code == 0
+    assert cli("inspect", folder, "--scheme", "tensorrt").code == 7
+    same = cli(
+        "export", "tiny.py:wide", "--fp8", "--calib", "photos", "--scheme", "tensorrt-fp8", "--dry-run", "--json"
+    )
+    assert json.loads(same.out)["folder"] == "tiny-wide-fp8-tensorrt"
+
+
+def test_fp8_is_refused_by_a_backend_that_has_none(cli: Cli, work: Path) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    done = cli("export", "tiny.py:wide", "--fp8", "--calib-random", "--backend", "openvino")
+    assert done.code == 2
+    assert "openvino has no fp8" in done.err
+    assert "--backend onnxruntime" in done.err
 
 
 def test_backends_own_dialect_is_held_to_its_plan_when_it_is_named(cli: Cli, work: Path) -> None:

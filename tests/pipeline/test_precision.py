@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from vitdeploy.backends.base import Census, RunOptions
 from vitdeploy.backends.registry import backends
-from vitdeploy.errors import PrecisionNotApplied, UsageError
+from vitdeploy.errors import PrecisionNotApplied, UnsupportedModel, UsageError
+from vitdeploy.pipeline.calibration import dialect
 from vitdeploy.pipeline.export import check_backend
 from vitdeploy.pipeline.precision import CONVERSIONS, lowest_opset, precision_notes
 from vitdeploy.pipeline.request import ExportRequest
@@ -27,7 +29,8 @@ def notes(precision: str, report: dict[str, Any], compute: dict[str, int]) -> li
 def test_every_precision_has_a_conversion_and_bounds() -> None:
     assert set(CONVERSIONS) == set(PRECISIONS) == set(BOUNDS)
     assert {precision: lowest_opset(precision) for precision in PRECISIONS if lowest_opset(precision) > 18} == {
-        "int4-weights": 21
+        "fp8": 19,
+        "int4-weights": 21,
     }
     for backend in backends().values():
         assert set(backend.capabilities().precisions) <= set(PRECISIONS)
@@ -38,6 +41,41 @@ def test_int8_is_missed_when_a_planned_product_runs_in_float(precision: str) -> 
     assert notes(precision, INT8, {"int8": 2, "fp32": 1}) == ["applied: int8 compute in 2 of 3 ops, 90% of the MACs"]
     with pytest.raises(PrecisionNotApplied, match="planned for 2 compute ops, but only 1 of 3"):
         notes(precision, INT8, {"int8": 1, "fp32": 2})
+
+
+def test_fp8_is_missed_when_a_planned_product_runs_in_float() -> None:
+    report = {"ops": [{"precision": "fp8"}, {"precision": "float"}], "quantised_macs": 1, "macs": 2}
+    assert notes("fp8", report, {"fp8": 1, "fp16": 1}) == ["applied: fp8 compute in 1 of 2 ops, 50% of the MACs"]
+    with pytest.raises(PrecisionNotApplied, match="fp8 was planned for 1 compute ops, but only 0 of 2"):
+        notes("fp8", report, {"int8": 1, "fp16": 1})
+
+
+def test_file_for_another_runtime_is_held_to_no_census() -> None:
+    report = {"scheme": "tensorrt-fp8", "native": False}
+    assert notes("fp8", report, {"fp32": 2}) == ["written for tensorrt-fp8, verified on onnxruntime"]
+
+
+DIALECTS: dict[str, tuple[RunOptions, str, str | None, tuple[str, bool]]] = {
+    "ONNX Runtime's CPU has int8": (RunOptions("cpu"), "int8", "tensorrt", ("tensorrt", False)),
+    "ONNX Runtime's CPU has no fp8": (RunOptions("cpu"), "fp8", None, ("tensorrt-fp8", False)),
+    "TensorRT runs in ONNX Runtime": (RunOptions("cuda", provider="tensorrt"), "fp8", None, ("tensorrt-fp8", True)),
+    "it is named": (RunOptions("cuda", provider="tensorrt"), "fp8", "tensorrt-fp8", ("tensorrt-fp8", True)),
+    "and in int8": (RunOptions("cuda", provider="tensorrt"), "int8", None, ("tensorrt", True)),
+}
+
+
+@pytest.mark.parametrize("case", DIALECTS)
+def test_dialect_is_the_backends_own_or_written_for_another_when(case: str) -> None:
+    run, precision, scheme, wanted = DIALECTS[case]
+    found, native = dialect(ExportRequest("levit_128s", precision=precision, run=run, scheme=scheme))
+    assert (found.name, native) == wanted
+
+
+@pytest.mark.parametrize("name", backends())
+def test_backend_gives_a_scheme_of_the_precision_or_says_that_it_has_none(name: str) -> None:
+    for precision in ("int8", "fp8"):
+        with suppress(UnsupportedModel):
+            assert backends()[name].scheme(RunOptions(), precision).precision == precision
 
 
 def test_bf16_is_missed_when_a_product_runs_in_fp32() -> None:

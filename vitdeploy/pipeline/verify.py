@@ -131,7 +131,7 @@ def request_of(
     photos = record.get("precision") in CALIBRATED and not record.get("calib_random")
     if photos and data is None and (calib is None or not calib.exists()):
         raise UsageError(
-            f"The images that {file} was calibrated on are not here, and int8 is proven on images of their kind.",
+            f"The images that {file} was calibrated on are not here, and its precision is proven on images of their kind.",
             fix="Give some with --data.",
         )
     return ExportRequest(
