@@ -187,8 +187,9 @@ def build(
     try:
         loaded = torch.export.load(program)
         if facts.device == "cuda":
-            torch.cuda.set_device(int(device.partition(":")[2] or 0))
-            loaded = move_to_device_pass(loaded, "cuda")
+            index = int(device.partition(":")[2] or 0)
+            torch.cuda.set_device(index)
+            loaded = move_to_device_pass(loaded, f"cuda:{index}")
         with torch.no_grad(), config.patch({"_post_fusion_custom_pass": recorder}):
             aoti_compile_and_package(loaded, package_path=str(package), inductor_configs=dict(settings))
     except Exception as error:

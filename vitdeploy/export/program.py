@@ -55,7 +55,16 @@ def export_program(
     outputs = program.graph_signature.user_outputs
     if len(outputs) != 1 or not isinstance(outputs[0], str):
         raise UnsupportedModel(f"This model returns {len(outputs)} values, not one tensor.")
+    drop_asserts(program)
     return program
+
+
+def drop_asserts(program: ExportedProgram) -> None:
+    """Take out what export notes beside each cast: that its input is on the device where it was traced, and the like."""
+    graph = program.graph_module.graph
+    for node in [node for node in graph.nodes if op_name(node) == "_assert_tensor_metadata"]:
+        graph.erase_node(node)
+    program.graph_module.recompile()
 
 
 def op_name(node: torch.fx.Node) -> str:

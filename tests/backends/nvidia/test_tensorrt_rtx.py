@@ -22,9 +22,10 @@ from vitdeploy.errors import BackendError, PrecisionNotApplied, UnsupportedModel
 from vitdeploy.graph.edit import add_node
 from vitdeploy.models import catalog
 from vitdeploy.models.build import BuildOptions, Built, build
-from vitdeploy.pipeline.export import settled, trace_and_optimise, verification_cases
+from vitdeploy.pipeline.export import settled, verification_cases
 from vitdeploy.pipeline.precision import Job, convert, precision_notes, range_samples
 from vitdeploy.pipeline.request import ExportRequest, Listener, Steps
+from vitdeploy.pipeline.sources import trace_and_optimise
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'vitdeploy[tensorrt-rtx]'")
 
