@@ -30,7 +30,7 @@ EXPORT = ("export", "mobilevit_xxs", "--no-bench")
         (("export", ""), "Unknown model ''"),
         (("export", "mobilevit_xs.nope"), "no pretrained tag 'nope'.\n       It has: cvnets_in1k."),
         (("list", "zzz"), "No model's name matches 'zzz'"),
-        ((*EXPORT, "--precision", "fp17"), "Unknown precision 'fp17': one of fp32, fp16, bf16, int8, "),
+        ((*EXPORT, "--precision", "fp17"), "Unknown precision 'fp17': one of fp32, fp16, bf16, fp8, int8, "),
         ((*EXPORT, "--fp16", "--precision", "fp32"), "More than one precision is asked for: fp16, fp32"),
         ((*EXPORT, "--io-precision", "fp16"), "need --precision fp16"),
         ((*EXPORT, "--image-size", "big"), "Image size 'big' is not a number such as 256"),

@@ -2,44 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
 from vitdeploy.backends import isolate
+from vitdeploy.backends.nvidia.layers import NARROW, Layer, from_log, precisions
 from vitdeploy.errors import BackendError
 from vitdeploy.graph.save import save
-
-# What the builder tells of each layer of the finished engine, at its most talkative.
-LAYER = re.compile(
-    r"Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], Constants: \[(?P<constants>.*?)\], "
-    r"Outputs: \[(?P<outputs>.*?)\], TacticName: .*?, StreamId: \d+, Metadata: (?P<nodes>.*)"
-)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One layer of an engine.
-
-    Attributes:
-        kind: 'gemm', 'correlation' (a convolution), 'runtime_fusion', 'kgen' (generated code), ...
-        inputs, constants, outputs: types, as 'Int8', 'FP8', 'Half', 'Float'.
-        nodes: names of the ONNX nodes that it stands for, in whole or in part.
-    """
-
-    name: str
-    kind: str
-    inputs: tuple[str, ...]
-    constants: tuple[str, ...]
-    outputs: tuple[str, ...]
-    nodes: tuple[str, ...]
-
-    @property
-    def multiplies(self) -> bool:
-        return self.kind in ("gemm", "correlation", "runtime_fusion") or self.name.startswith("_gemm")
 
 
 def engine(
@@ -76,7 +47,7 @@ def _build(path: str, batches: tuple[int, int, int], capability: str) -> list[La
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise BackendError(f"The builder refuses the graph: {' '.join(logger.errors)}")
-    return [layer for line in logger.layers if (layer := read_layer(line)) is not None]
+    return from_log(logger.layers)
 
 
 def _listener(trt: Any) -> Any:
@@ -94,27 +65,11 @@ def _listener(trt: Any) -> Any:
     return Listener()
 
 
-def read_layer(line: str) -> Layer | None:
-    """A line of the engine's description."""
-    found = LAYER.search(line)
-    if found is None:
-        return None
-    types = (tuple(re.findall(r"Datatype: (\w+)", found[part])) for part in ("inputs", "constants", "outputs"))
-    nodes = tuple(re.findall(r"\[ONNX Layer: ([^\]]+)\]", found["nodes"]))
-    return Layer(found["name"], found["kind"], *types, nodes)
-
-
-def runs_in_int8(layers: list[Layer], node: str, kind: str = "Int8") -> bool:
-    """Whether a product of the graph multiplies int8 activations by int8 weights, or by others where it has none."""
-    mine = [layer for layer in layers if node in layer.nodes and layer.multiplies]
-    return any((layer.inputs.count(kind) > 1) or (kind in layer.inputs and kind in layer.constants) for layer in mine)
-
-
-def runs_in_fp8(layers: list[Layer], node: str) -> bool:
-    """The same for fp8."""
-    return runs_in_int8(layers, node, "FP8")
+def runs_in(precision: str, layers: list[Layer], node: str) -> bool:
+    """Whether a product of the graph multiplies in a precision: both of its operands are of it."""
+    return precisions(layers, {node: ""})[node] == precision
 
 
 def float_products(layers: list[Layer]) -> set[str]:
-    """Types of the activations in products that run in neither int8 nor fp8."""
-    return {kind for layer in layers if layer.multiplies for kind in layer.inputs} - {"Int8", "FP8"}
+    """Precisions of the activations in products that run in neither int8 nor fp8."""
+    return {kind for layer in layers if layer.multiplies for kind in layer.inputs} - {*NARROW}

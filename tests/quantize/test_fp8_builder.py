@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from rtx_builder import Layer, engine, float_products, runs_in_fp8
+from rtx_builder import engine, float_products, runs_in
 from test_fp8 import PLAIN, e5m2_pair, int8_pair, scale_a_channel, shifted, unsaturated
 from test_fp16 import DYNAMIC, Batch, traced
 from test_int8 import photos
 from test_lint import graph_of, own_cache  # noqa: F401 -- a fixture
 
+from vitdeploy.backends.nvidia.layers import Layer
 from vitdeploy.errors import BackendError
 from vitdeploy.export.passes import optimise
 from vitdeploy.export.trace import trace
@@ -38,7 +39,7 @@ def planned(model: ir.Model) -> set[str]:
 
 
 def in_float(layers: list[Layer], names: Iterable[str]) -> set[str]:
-    return {name for name in names if not runs_in_fp8(layers, name)}
+    return {name for name in names if not runs_in("fp8", layers, name)}
 
 
 def quantised(name: str, scheme: Scheme, **options: object) -> ir.Model:
@@ -62,7 +63,7 @@ def test_engine_multiplies_in_fp8_what_was_planned_and_the_rest_in_fp16(
     assert in_float(layers, wanted) == set()
     others = {node.name or "" for node in model.graph if node.op_type in PRODUCTS} - wanted
     assert in_float(layers, others) == others
-    assert float_products(layers) == {"Half"}
+    assert float_products(layers) == {"fp16"}
 
 
 @pytest.mark.parametrize("capability", ["SM75", "SM80", "SM86"])
@@ -88,7 +89,7 @@ def test_fused_attention_reads_fp8_when_there_are_many_tokens(tmp_path: Path) ->
     layers = engine(model, tmp_path)
     fused = [layer for layer in layers if layer.name.startswith("_gemm_mha")]
     assert len(fused) == 11  # and in the last block the class token alone asks
-    assert {layer.inputs for layer in fused} == {("FP8", "FP8", "FP8")}
+    assert {layer.inputs for layer in fused} == {("fp8", "fp8", "fp8")}
     assert in_float(layers, planned(model)) == set()
 
 
@@ -97,13 +98,13 @@ def test_fused_attention_reads_fp8_when_there_are_many_tokens(tmp_path: Path) ->
 
 def convolutions(layers: list[Layer]) -> set[tuple[str, ...]]:
     """What the fp8 convolutions of an engine write."""
-    return {layer.outputs for layer in layers if layer.kind == "correlation" and "FP8" in layer.constants}
+    return {layer.outputs for layer in layers if layer.kind == "correlation" and "fp8" in layer.constants}
 
 
 def test_convolutions_write_fp32_when_weights_have_a_scale_a_channel(tmp_path: Path) -> None:
     by_channel = replace(SCHEME, weight_scales="channel")
     found = [convolutions(engine(quantised("levit_128s", s), tmp_path)) for s in (SCHEME, by_channel)]
-    assert found == [{("Half",)}, {("Float",)}]
+    assert found == [{("fp16",)}, {("fp32",)}]
 
 
 def test_patch_embedding_is_computed_in_fp16_when_it_is_quantised(tmp_path: Path) -> None:
@@ -118,7 +119,7 @@ def test_builder_takes_scales_in_fp32_where_the_graph_is_fp32(tmp_path: Path) ->
     model = quantised("deit_tiny_patch16_224", replace(SCHEME, rest="fp32"))
     layers = engine(model, tmp_path)
     assert in_float(layers, planned(model)) == set()
-    assert float_products(layers) == {"Float"}
+    assert float_products(layers) == {"fp32"}
 
 
 # --- faults -------------------------------------------------------------------------------------------------------

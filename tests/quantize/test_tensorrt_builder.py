@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 import pytest
-from rtx_builder import engine, float_products, runs_in_int8
+from rtx_builder import engine, float_products, runs_in
 from test_fp16 import DYNAMIC, Batch, images, traced
 from test_lint import (
     graph_of,
@@ -44,10 +44,10 @@ def test_engine_multiplies_in_int8_what_was_planned_and_the_rest_in_fp16(
     layers = engine(model, tmp_path)
     wanted = planned(model)
     assert len(wanted) >= 7
-    assert {node for node in wanted if not runs_in_int8(layers, node)} == set()
+    assert {node for node in wanted if not runs_in("int8", layers, node)} == set()
     others = {node.name or "" for node in model.graph if node.op_type in PRODUCTS} - wanted
-    assert {node for node in others if runs_in_int8(layers, node)} == set()
-    assert float_products(layers) == {"Half"}
+    assert {node for node in others if runs_in("int8", layers, node)} == set()
+    assert float_products(layers) == {"fp16"}
 
 
 @pytest.mark.parametrize("capability", ["SM75", "SM80", "SM86", "SM120"])
@@ -57,16 +57,16 @@ def test_engine_multiplies_in_int8_when_it_is_for_another_gpu(capability: str, t
     convolutions = {node.name for node in model.graph if node.op_type == "Conv"}
     # On Turing, TensorRT-RTX 1.7 has no int8 convolution: that they then run in fp16 is for docs/int8.md.
     wanted = planned(model) - convolutions if capability == "SM75" else planned(model)
-    assert {node for node in wanted if not runs_in_int8(layers, node)} == set()
+    assert {node for node in wanted if not runs_in("int8", layers, node)} == set()
 
 
 @pytest.mark.parametrize("batch", [2, DYNAMIC], ids=["static", "dynamic"])
 @pytest.mark.parametrize("name", NAMES)
 def test_engine_multiplies_in_the_graphs_own_float_type(name: str, batch: Batch, tmp_path: Path) -> None:
     model = traced(name, batch)
-    assert float_products(engine(model, tmp_path)) == {"Float"}
+    assert float_products(engine(model, tmp_path)) == {"fp32"}
     to_fp16(model, [images(name, 2, seed=0)])
-    assert float_products(engine(model, tmp_path)) == {"Half"}
+    assert float_products(engine(model, tmp_path)) == {"fp16"}
 
 
 def unquantised_activation(model: ir.Model) -> ir.Node:
@@ -79,7 +79,7 @@ def test_product_is_not_counted_as_int8_when_its_activation_is_in_float(tmp_path
     model = graph_of("deit_tiny_patch16_224", "tensorrt")
     node = unquantised_activation(model)
     layers = engine(model, tmp_path)
-    assert {name for name in planned(model) if not runs_in_int8(layers, name)} == {node.name}
+    assert {name for name in planned(model) if not runs_in("int8", layers, name)} == {node.name}
 
 
 def unsigned_pair(model: ir.Model) -> ir.Node:
@@ -122,5 +122,5 @@ def test_linter_refuses_what_the_parser_takes_when(case: str, tmp_path: Path) ->
     model = graph_of("deit_tiny_patch16_224", "tensorrt")
     node = seed(model)
     layers = engine(model, tmp_path)
-    assert {name for name in planned(model) if not runs_in_int8(layers, name)} == set()
+    assert {name for name in planned(model) if not runs_in("int8", layers, name)} == set()
     assert (node.name, rule) in {(found.node, found.rule) for found in lint(model, get("tensorrt"))}

@@ -60,7 +60,7 @@ def export_program(
 
 
 def drop_asserts(program: ExportedProgram) -> None:
-    """Take out what export notes beside each cast: that its input is on the device where it was traced, and the like."""
+    """Take out what export notes beside each cast: that its input is on the device of the trace, and the like."""
     graph = program.graph_module.graph
     for node in [node for node in graph.nodes if op_name(node) == "_assert_tensor_metadata"]:
         graph.erase_node(node)

@@ -32,7 +32,10 @@ def model_file(path: Path) -> tuple[Path, Artifact | None]:
     backend = registry.backends().get(backend_of(artifact))
     if backend is not None and backend.runs_code:
         artifact.check_files()
-    return artifact.model_path if path.is_dir() else path, artifact
+    file = artifact.model_path if path.is_dir() else path
+    if not file.is_file():
+        raise UsageError(f"There is no {file}.", fix="Export the artifact again.")
+    return file, artifact
 
 
 def backend_of(artifact: Artifact | None, default: str = "onnxruntime") -> str:

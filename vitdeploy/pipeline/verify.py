@@ -130,8 +130,9 @@ def request_of(
     calib = Path(record["calib"]) if record.get("calib") else None
     photos = record.get("precision") in CALIBRATED and not record.get("calib_random")
     if photos and data is None and (calib is None or not calib.exists()):
+        precision = record["precision"]
         raise UsageError(
-            f"The images that {file} was calibrated on are not here, and its precision is proven on images of their kind.",
+            f"The images that {file} was calibrated on are not here, and {precision} is proven on their kind.",
             fix="Give some with --data.",
         )
     return ExportRequest(
