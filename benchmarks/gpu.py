@@ -150,7 +150,7 @@ def in_session(case: Case, backend: str, precision: str, *, cuda_graph: bool = F
     session.run(feeds)
     return Contender(
         precision,
-        resident_of(session, feeds, case.device),
+        session.resident(feeds),
         lambda image: session.run({entry: image})[out],
         lambda seconds: session.parts(feeds, seconds),
         session.close,
@@ -167,19 +167,6 @@ def exported(case: Case, backend: str, precision: str, device: str) -> Path:
         options = {"precision": precision, "backend": backend, "device": device, "batch": case.batch}
         vitdeploy.export(case.name, **options, bench=False, out=folder)
     return Artifact.load(folder).model_path
-
-
-def resident_of(session: Any, feeds: Mapping[str, np.ndarray], device: str) -> Callable[[], Any]:
-    """A run without copies. Not every session has one to give: TensorRT's and Inductor's are taken from inside."""
-    if hasattr(session, "resident"):
-        return session.resident(feeds)
-    if hasattr(session, "_lane"):
-        launch = session._prepare(feeds)
-        return lambda: (launch(), session._lane.synchronize())
-    import torch
-
-    (image,) = (torch.from_numpy(array).to(device) for array in feeds.values())
-    return lambda: (session.native(image), synchronize(device))
 
 
 CONTENDERS: dict[str, Callable[[Case], Contender]] = {

@@ -413,6 +413,9 @@ def bench(
     threads: Threads = 1,
     warmup: Warmup = 0.5,
     duration: Duration = 3.0,
+    transfers: Annotated[
+        bool, typer.Option("--transfers/--no-transfers", help="Copy inputs to a GPU and outputs back in each run.")
+    ] = True,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -426,7 +429,8 @@ def bench(
 
     options = run_options(device, threads, provider, provider_option, optimization)
     with ConsoleListener(quiet=json):
-        measured, ratios = bench_files(artifacts, backend, options, batch=batch, warmup=warmup, duration=duration)
+        timing: dict[str, Any] = {"warmup": warmup, "duration": duration, "transfers": transfers}
+        measured, ratios = bench_files(artifacts, backend, options, batch=batch, **timing)
     rows = [m.to_dict() for m in measured]
     if json:
         pairs = [{"ratio_to_first": r.to_dict()} if len(rows) > 1 else {} for r in ratios]

@@ -250,7 +250,7 @@ def test_runs_are_bound_to_the_gpu_of_the_options(
     runs = bound_runs(session.native, session.inputs, session.outputs, provider, settings)
     assert runs is not None
     assert (runs._place, runs._cuda_graph) == (place, graph)
-    assert f"CUDA graph {'on' if graph else 'off'}" in runs.includes
+    assert runs.launch == ("one CUDA graph a run" if graph else "no CUDA graph")
 
 
 def test_runs_are_not_bound_when_the_provider_has_no_memory_of_its_own_or_does_not_lend_it(

@@ -222,6 +222,16 @@ def test_outputs_belong_to_the_caller_when_the_session_runs_again_or_closes(sess
         value[...] = 0
 
 
+def test_resident_runs_again_and_again_and_checks_its_inputs(session: Session) -> None:
+    run = session.resident({"image": images(2)})
+    run()
+    run()
+    assert "no copies" in session.includes(transfers=False)
+    with pytest.raises(UsageError):
+        session.resident({"image": images(2)[0]})
+    np.testing.assert_allclose(session.run({"image": images(2)})["logits"], expected(images(2))["logits"], atol=1e-5)
+
+
 def test_closed_session_raises_backend_error_when_used(session: Session) -> None:
     with session:
         pass

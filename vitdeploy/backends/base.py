@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -114,12 +115,14 @@ class Session(ABC):
     """Something that runs. A context manager; outputs belong to the caller.
 
     Attributes:
-        includes: what the time of a `run` is made of.
+        copies: which of them are a part of `run`.
+        launch: how the device is set going, where there is a choice: 'one stream, no CUDA graph'.
     """
 
     inputs: Sequence[TensorSpec]
     outputs: Sequence[TensorSpec]
-    includes: str = "input and output copies between host arrays and the runtime; no preprocessing"
+    copies: str = "input and output copies between host arrays and the runtime"
+    launch: str = ""
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run once. Raises UsageError on a wrong name, dtype or shape and BackendError when the runtime fails."""
@@ -143,8 +146,24 @@ class Session(ABC):
             if not matches:
                 raise UsageError(f"Input '{spec.name}' has shape {list(spec.shape)}, not {list(array.shape)}.")
 
+    def resident(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], object]:
+        """A run by itself: its inputs lie on the device, its outputs stay there, and it ends when the device is done.
+
+        It is good until the session runs with other inputs. On a host's CPU it is a run as any.
+        """
+        self.check(feeds)
+        return self._resident(feeds)
+
+    def includes(self, *, transfers: bool = True) -> str:
+        """What the time of a `run` is made of; or, without transfers, of a run by itself."""
+        copies = self.copies if transfers else "no copies: inputs and outputs stay on the device"
+        return f"{copies}{', ' if self.launch else ''}{self.launch}; no preprocessing"
+
     @abstractmethod
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]: ...
+
+    def _resident(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], object]:
+        return partial(self._run, feeds)
 
     @abstractmethod
     def census(self) -> Census: ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import pairwise
@@ -138,6 +138,19 @@ class InductorSession(Session):
         except Exception as error:
             raise BackendError(f"Inductor failed: {package.words(error)}.") from error
         return {OUTPUT: out.numpy().copy()}
+
+    def _resident(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], object]:
+        import torch
+
+        image = self._tensor(feeds).to(self._device)
+
+        def run() -> None:
+            with self._settings():
+                self.native(image)
+                if self._device != "cpu":
+                    torch.cuda.synchronize(self._device)
+
+        return run
 
     def _tensor(self, feeds: Mapping[str, np.ndarray]) -> torch.Tensor:
         import torch

@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -146,7 +145,7 @@ class OnnxRuntimeSession(Session):
         self.outputs = [_spec(node) for node in self.native.get_outputs()]
         self._bound = self._bind()
         if self._bound is not None:
-            self.includes = self._bound.includes
+            self.copies, self.launch = self._bound.copies, self._bound.launch
 
     def _bind(self) -> BoundRuns | None:
         short, chain = _providers(self._options)
@@ -170,17 +169,13 @@ class OnnxRuntimeSession(Session):
         with _told("failed"):
             return {} if self._bound is None else self._bound.parts(_native(feeds), seconds)
 
-    def resident(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], None]:
-        """A run whose inputs already lie where it computes and whose outputs stay there; it ends when they are there.
-
-        It is good until the session runs with other inputs.
-        """
-        self.check(feeds)
+    def _resident(self, feeds: Mapping[str, np.ndarray]) -> Callable[[], object]:
         if self.native is None:
             raise closed_session_error("ONNX Runtime")
-        native = _native(feeds)
+        if self._bound is None:
+            return super()._resident(feeds)
         with _told("failed"):
-            return partial(self.native.run, None, native) if self._bound is None else self._bound.resident(native)
+            return self._bound.resident(_native(feeds))
 
     def device_state(self) -> dict[str, float]:
         from vitdeploy.backends.nvidia import nvml

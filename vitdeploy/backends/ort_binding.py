@@ -66,9 +66,8 @@ class BoundRuns:
         self._cuda_graph = cuda_graph
         self._bindings: dict[Shapes, Binding] = {}
         where = "the CPU" if place.kind == "cpu" else "the GPU"
-        self.includes = (
-            f"copies from host arrays to {where} and back, CUDA graph {'on' if cuda_graph else 'off'}; no preprocessing"
-        )
+        self.copies = f"copies from host arrays to {where} and back"
+        self.launch = "one CUDA graph a run" if cuda_graph else "no CUDA graph"
 
     def run(self, feeds: Feeds) -> dict[str, np.ndarray]:
         """Copy in, run, copy out; C-ordered arrays of the specs' dtypes. Raises UsageError for a second shape with

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,12 @@ class Measured:
 
 
 def time_runs(
-    candidates: Sequence[Candidate], options: RunOptions, batch: int | None, warmup: float, duration: float
+    candidates: Sequence[Candidate],
+    options: RunOptions,
+    batch: int | None,
+    warmup: float,
+    duration: float,
+    transfers: bool = True,
 ) -> list[tuple[int, Turns]]:
     """Time the candidates in turn; returns (batch, seconds by turn) each. Made to run in a child process."""
     from vitdeploy.backends import registry
@@ -75,7 +81,7 @@ def time_runs(
     for session, candidate in zip(sessions, candidates, strict=True):
         feeds = {spec.name: random_input(spec.shape, spec.dtype, batch, candidate.label) for spec in session.inputs}
         batches.append(next(iter(feeds.values())).shape[0])
-        calls.append(lambda session=session, feeds=feeds: session.run(feeds))
+        calls.append(partial(session.run, feeds) if transfers else session.resident(feeds))
     turns = measure_interleaved(calls, warmup, duration)
     for session in sessions:
         session.close()
@@ -108,7 +114,9 @@ class Alone:
     device_state: dict[str, float]
 
 
-def run_alone(candidate: Candidate, options: RunOptions, batch: int | None, seconds: float) -> Alone:
+def run_alone(
+    candidate: Candidate, options: RunOptions, batch: int | None, seconds: float, transfers: bool = True
+) -> Alone:
     """Load and run: what a program that only infers does. Made to run in a child process, for its peak memory.
 
     Where the device takes times by part, it is kept busy for `seconds`.
@@ -119,7 +127,7 @@ def run_alone(candidate: Candidate, options: RunOptions, batch: int | None, seco
         feeds = {spec.name: random_input(spec.shape, spec.dtype, batch, candidate.label) for spec in session.inputs}
         for _ in range(2):
             session.run(feeds)
-        return Alone(session.parts(feeds, seconds), session.includes, session.device_state())
+        return Alone(session.parts(feeds, seconds), session.includes(transfers=transfers), session.device_state())
 
 
 def bench_sessions(
@@ -129,25 +137,28 @@ def bench_sessions(
     batch: int | None = None,
     warmup: float = 0.5,
     duration: float = 3.0,
+    transfers: bool = True,
 ) -> list[Measured]:
     """Measure candidates interleaved in one child process; then each one's peak memory in a process of its own.
 
     Args:
         batch: images a run; None takes a static graph's own batch and 1 for a dynamic one.
         warmup, duration: seconds a candidate.
+        transfers: whether runs copy inputs to the device and outputs back; see Session.resident.
     """
     from vitdeploy.backends import registry
 
-    timed = isolate.call(time_runs, list(candidates), options, batch, warmup, duration)
+    timed = isolate.call(time_runs, list(candidates), options, batch, warmup, duration, transfers)
     facts = {
         "threads": options.threads,
+        "transfers": transfers,
         "warmup_s": warmup,
         "duration_s": duration,
     }
     results = []
     for candidate, (size, turns) in zip(candidates, timed, strict=True):
         used = registry.get(candidate.backend).settled(candidate.options or options)
-        alone, peak = isolate.call_measured(run_alone, candidate, options, batch, duration)
+        alone, peak = isolate.call_measured(run_alone, candidate, options, batch, duration, transfers)
         stats = LatencyStats.from_seconds([sample for turn in turns for sample in turn], size)
         own = {"device": used.provider or used.device, "includes": alone.includes, **facts}
         own |= {"device_state": alone.device_state} if alone.device_state else {}

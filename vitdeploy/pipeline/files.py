@@ -63,15 +63,20 @@ def bench_files(
     batch: int | None = None,
     warmup: float = 0.5,
     duration: float = 3.0,
+    transfers: bool = True,
 ) -> tuple[list[Measured], list[Ratio]]:
-    """Latency of artifacts and .onnx files, interleaved in one run; ratios are to the first, above 1 for faster."""
+    """Latency of artifacts and .onnx files, interleaved in one run; ratios are to the first, above 1 for faster.
+
+    Without `transfers` inputs and outputs stay on the device.
+    """
     from vitdeploy.bench.sessions import Candidate, bench_sessions, ratios
 
     candidates = []
     for path in paths:
         file, artifact = model_file(path)
         candidates.append(Candidate(backend_of(artifact, backend), file, str(path)))
-    measured = bench_sessions(candidates, options or RunOptions(), batch=batch, warmup=warmup, duration=duration)
+    timing: dict[str, Any] = {"warmup": warmup, "duration": duration, "transfers": transfers}
+    measured = bench_sessions(candidates, options or RunOptions(), batch=batch, **timing)
     return measured, ratios(measured)
 
 

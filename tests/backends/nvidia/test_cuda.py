@@ -116,3 +116,4 @@ def test_lane_names_the_package_when_there_is_none(monkeypatch: pytest.MonkeyPat
     with pytest.raises(MissingDependency) as caught:
         cuda.lane(0)
     assert caught.value.fix == cuda.INSTALL
+    assert not cuda.available()

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from vitdeploy.backends.nvidia import install
+from vitdeploy.backends.nvidia import backend, install
+from vitdeploy.backends.nvidia.gpus import Driver, Gpu
+from vitdeploy.backends.tensorrt import TensorRtBackend
 
 HAS_RTX = find_spec("tensorrt_rtx") is not None
 NO_LIBRARY = "raise ImportError('libnvinfer.so.11: cannot open shared object file: No such file or directory')"
@@ -48,6 +50,17 @@ def test_installation_tells_what_is_wrong_when(case: str, tmp_path: Path, monkey
     assert not found
     assert says in found.reason
     assert found.version == ""
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_doctor_tells_when_engines_could_be_built_and_not_run(runs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Gpu("NVIDIA L4", (8, 9), 24 << 30)
+    monkeypatch.setattr(backend, "installation", lambda module: install.Installation("11.4.0.106", ""))
+    monkeypatch.setattr(backend, "driver", lambda: Driver("13.0", "580.65.06", (gpu,)))
+    monkeypatch.setattr(backend.cuda, "available", lambda: runs)
+    can = TensorRtBackend().capabilities()
+    assert (can.installed, can.devices) == (True, ("cuda:0",))
+    assert ("cuda-bindings" in can.reason, can.fix) == ((False, "") if runs else (True, "pip install cuda-bindings"))
 
 
 def test_installation_is_good_when_it_has_what_a_build_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -407,9 +407,21 @@ def test_parts_are_split_as_trtexec_does(tensorrt: Tensorrt) -> None:
     assert parts["latency"] == [0.003] * 10
 
 
+def test_resident_run_copies_once_and_waits_for_each(tensorrt: Tensorrt) -> None:
+    opened, lane = session(tensorrt)
+    run = opened.resident(image(2))
+    begun = len(lane.log)
+    run()
+    run()
+    assert [line.split()[0] for line in lane.log[:begun]] == ["up"]
+    assert lane.log[begun:] == ["wait", "wait"]
+    assert len(tensorrt.record.of("IExecutionContext", "execute_async_v3")) == 2
+    assert opened.includes(transfers=False).startswith("no copies")
+
+
 def test_includes_tells_whether_a_run_is_a_cuda_graph(tensorrt: Tensorrt) -> None:
-    assert session(tensorrt)[0].includes.endswith("no CUDA graph; no preprocessing")
-    assert session(tensorrt, cuda_graph="1")[0].includes.endswith("one CUDA graph a run; no preprocessing")
+    assert session(tensorrt)[0].includes().endswith("no CUDA graph; no preprocessing")
+    assert session(tensorrt, cuda_graph="1")[0].includes().endswith("one CUDA graph a run; no preprocessing")
 
 
 def test_smallest_is_what_the_first_profile_takes(tensorrt: Tensorrt) -> None:

@@ -67,6 +67,8 @@ def test_every_verb_takes_the_artifact(device: Callable[..., subprocess.Complete
     assert measured.returncode == 0, measured.stderr
     (row,) = json.loads(measured.stdout)
     assert "one CUDA graph a run" in row["includes"]
+    (row,) = json.loads(device("bench", "made", "--no-transfers", *QUICK, "--json").stdout)
+    assert (row["transfers"], row["includes"][:9]) == (False, "no copies")
     shown = device("bench", "made", *QUICK)
     assert "GPU compute" in shown.stdout
     inspected = facts(device("inspect", "made", "--json"))

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.backends.base import Backend, Capabilities, Census, RunOptions, Session
+from vitdeploy.backends.nvidia import cuda
 from vitdeploy.backends.nvidia.engine import PLAN, Facts
 from vitdeploy.backends.nvidia.gpus import Driver, Gpu, driver
 from vitdeploy.backends.nvidia.install import TITLES, installation
@@ -49,8 +50,11 @@ class EngineBackend(Backend):
             reasons = [found.reason, *([there.reason] if there.reason else [])]
             return Capabilities(installed=False, reason=", and ".join(reasons), fix=self.fix)
         devices = tuple(f"cuda:{index}" for index in range(len(there.gpus)))
-        fix = "" if devices else self.no_gpu
-        return Capabilities(True, found.version, devices, self._precisions(there), there.reason, fix)
+        reason, fix = there.reason, "" if devices else self.no_gpu
+        if devices and not cuda.available():
+            reason = "engines can be built and not run: neither cuda-bindings nor a PyTorch that has CUDA is here"
+            fix = cuda.INSTALL
+        return Capabilities(True, found.version, devices, self._precisions(there), reason, fix)
 
     def _precisions(self, there: Driver) -> Mapping[str, str]:
         """fp8 where a GPU has it; without any, whatever could be compiled for."""
@@ -149,7 +153,6 @@ class EngineBackend(Backend):
         return self._session(model, index, wanted, facts)
 
     def _session(self, model: Path, index: int, wanted: EngineOptions, facts: Facts | None) -> Session:
-        from vitdeploy.backends.nvidia import cuda
         from vitdeploy.backends.nvidia.build import listener, started
         from vitdeploy.backends.nvidia.session import TensorRtSession
 

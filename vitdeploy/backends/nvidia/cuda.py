@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from vitdeploy.backends.nvidia.install import exists
 from vitdeploy.errors import BackendError, MissingDependency
 
 INSTALL = "pip install cuda-bindings"
@@ -209,18 +210,27 @@ class TorchLane(Lane):
         self.handle = 0
 
 
+def available() -> bool:
+    """Whether one of the two packages is here, as far as can be told without the first one's libraries."""
+    return exists("cuda.bindings.runtime") or _torch_with_cuda() is not None
+
+
+def _torch_with_cuda() -> Any:
+    try:
+        torch = import_module("torch")
+        return torch if torch.cuda.is_available() else None
+    except (ImportError, OSError, RuntimeError):
+        return None
+
+
 def lane(device: int) -> Lane:
     """A new stream on a GPU by its number. Raises MissingDependency where neither package is of use."""
     try:
         return CudaLane(device, import_module("cuda.bindings.runtime"))
     except (ImportError, OSError, RuntimeError):
         pass
-    try:
-        torch = import_module("torch")
-        if torch.cuda.is_available():
-            return TorchLane(device, torch)
-    except (ImportError, OSError, RuntimeError):
-        pass
+    if (torch := _torch_with_cuda()) is not None:
+        return TorchLane(device, torch)
     raise MissingDependency(
         "Running an engine takes cuda-bindings, or a PyTorch that has CUDA, and neither is here.", fix=INSTALL
     )

@@ -44,8 +44,8 @@ class Installation:
 @cache
 def installation(module: str) -> Installation:
     """What is there of 'tensorrt' or 'tensorrt_rtx'. Never raises; looked at once a process, in a child."""
-    parts = tuple(part for part in PARTS if part != module and _exists(part))
-    if not _exists(module):
+    parts = tuple(part for part in PARTS if part != module and exists(part))
+    if not exists(module):
         return Installation("", _absent(module, parts), parts)
     title = TITLES[module]
     try:
@@ -61,7 +61,8 @@ def _absent(module: str, parts: tuple[str, ...]) -> str:
     return f"{TITLES[module]} is not installed"
 
 
-def _exists(module: str) -> bool:
+def exists(module: str) -> bool:
+    """Whether Python would find a module. Imports its parents alone."""
     try:
         return find_spec(module) is not None
     except (ImportError, ValueError):
