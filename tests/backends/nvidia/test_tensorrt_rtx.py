@@ -26,6 +26,7 @@ from vitdeploy.pipeline.export import settled, verification_cases
 from vitdeploy.pipeline.precision import Job, convert, precision_notes, range_samples
 from vitdeploy.pipeline.request import ExportRequest, Listener, Steps
 from vitdeploy.pipeline.sources import trace_and_optimise
+from vitdeploy.quantize.options import Int8Options
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'vitdeploy[tensorrt-rtx]'")
 
@@ -41,12 +42,25 @@ FAMILIES = {
     "levit": ("levit_128s", 128),
     "levit_conv": ("levit_conv_128s", 128),
 }
+# As they are used.
+WHOLE = {
+    "vit, whole": ("vit_small_patch16_224", 224),
+    "dinov2, whole": ("vit_small_patch14_reg4_dinov2", 518),
+    "deit, whole": ("deit_small_distilled_patch16_224", 224),
+    "deit3, whole": ("deit3_small_patch16_224", 224),
+    "mobilevit, whole": ("mobilevit_s", 256),
+    "mobilevitv2, whole": ("mobilevitv2_100", 256),
+    "levit, whole": ("levit_256", 224),
+    "levit_conv, whole": ("levit_conv_256", 224),
+}
+MODELS = FAMILIES | WHOLE
+QUANTISED = ("int8", "fp8")
 STATIC, DYNAMIC = 2, (1, 2, 8)
 Batch = int | tuple[int, int, int]
 
 
 def request_for(family: str, batch: Batch, precision: str, capability: str = "8.9", **options: str) -> ExportRequest:
-    name, size = FAMILIES[family]
+    name, size = MODELS[family]
     request = ExportRequest(
         model=name,
         build=BuildOptions(image_size=(size, size)),
@@ -54,15 +68,16 @@ def request_for(family: str, batch: Batch, precision: str, capability: str = "8.
         backend="tensorrt-rtx",
         batch=batch,
         run=RunOptions(provider_options={"compute_capability": capability, **options}),
-        calib_random=precision == "int8",
+        calib_random=precision in QUANTISED,
         calib_images=8,
+        int8=Int8Options(equalize="none") if precision == "fp8" else Int8Options(),  # which takes the most time
     )
     return settled(request)
 
 
 @cache
 def model(family: str) -> Built:
-    name, size = FAMILIES[family]
+    name, size = MODELS[family]
     return build(name, BuildOptions(image_size=(size, size)))
 
 
@@ -95,17 +110,23 @@ def test_families_are_all_that_the_catalog_has() -> None:
 
 
 @pytest.mark.parametrize("batch", [STATIC, DYNAMIC], ids=["static", "dynamic"])
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-@pytest.mark.parametrize("family", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in FAMILIES])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", *QUANTISED])
+@pytest.mark.parametrize(
+    "family",
+    [
+        *(pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in FAMILIES),
+        *(pytest.param(name, marks=(pytest.mark.slow, pytest.mark.xdist_group(name))) for name in WHOLE),
+    ],
+)
 def test_engine_runs_what_was_asked_for(family: str, precision: str, batch: Batch, tmp_path: Path) -> None:
     request = request_for(family, batch, precision)
     facts, census, notes = compiled(request, family, tmp_path)
     assert (facts.source, facts.compute_capabilities) == (BUILDER, ("8.9",))
     assert sum(census.compute.values()) == len(facts.products) > 20
-    if precision == "int8":
-        assert set(census.compute) <= {"int8", "fp16"}
-        assert census.compute["int8"] > 0.4 * len(facts.products)
-        assert "int8 compute" in notes[0]
+    if precision in QUANTISED:
+        assert set(census.compute) <= {precision, "fp16"}
+        assert census.compute[precision] > 0.4 * len(facts.products)
+        assert f"{precision} compute" in notes[0]
     else:
         assert census.compute == {precision: len(facts.products)}
     shape = model(family).spec.input.shape
