@@ -22,7 +22,8 @@ from vitdeploy.backends import registry
 from vitdeploy.backends.base import RunOptions
 from vitdeploy.errors import UnsupportedModel, UsageError
 from vitdeploy.graph.save import save
-from vitdeploy.pipeline.request import ExportRequest, check_request
+from vitdeploy.pipeline.checks import check_request
+from vitdeploy.pipeline.request import ExportRequest
 from vitdeploy.pipeline.triton import Word, caveats, config, lay_out, text
 from vitdeploy.spec import InputSpec, ModelSpec
 

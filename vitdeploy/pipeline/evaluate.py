@@ -13,8 +13,9 @@ import numpy as np
 
 from vitdeploy.backends.base import RunOptions, Session
 from vitdeploy.errors import BackendError, UsageError
+from vitdeploy.pipeline.checks import check_batch
 from vitdeploy.pipeline.files import backend_of, model_file, spec_of
-from vitdeploy.pipeline.request import Listener, Steps, check_batch
+from vitdeploy.pipeline.request import Listener, Steps
 from vitdeploy.pipeline.verify import relocated, trusted, warn_of_changes
 from vitdeploy.spec import ModelSpec
 from vitdeploy.verify.score import NO_ANSWER, Paired, Rate, best_classes, compare_answers, top_k

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from vitdeploy.artifact import Artifact, Manifest, Stage, staged
 from vitdeploy.errors import MissingDependency, UsageError, VerificationFailed, VitdeployError
 from vitdeploy.export.trace import OPSET
+from vitdeploy.pipeline.checks import check_request
 from vitdeploy.pipeline.precision import lowest_opset, own_report, precision_notes
-from vitdeploy.pipeline.request import ExportRequest, Listener, Steps, check_request, request_record
+from vitdeploy.pipeline.request import ExportRequest, Listener, Steps, request_record
 from vitdeploy.pipeline.sources import run_candidate, source_of
 from vitdeploy.pipeline.triton import caveats, lay_out
 from vitdeploy.report.tables import mb

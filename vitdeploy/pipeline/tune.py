@@ -21,6 +21,7 @@ from vitdeploy.bench.sessions import Measured
 from vitdeploy.bench.stats import LatencyStats, Ratio, ratio_of_interleaved
 from vitdeploy.errors import MissingDependency, UnsupportedModel, UsageError
 from vitdeploy.export.trace import ATTENTION_OPSET
+from vitdeploy.pipeline.checks import check_common
 from vitdeploy.pipeline.export import (
     finish,
     judge,
@@ -29,7 +30,7 @@ from vitdeploy.pipeline.export import (
     verdict,
     verification_cases,
 )
-from vitdeploy.pipeline.request import ExportRequest, Listener, Steps, check_common, request_record
+from vitdeploy.pipeline.request import ExportRequest, Listener, Steps, request_record
 from vitdeploy.pipeline.sources import run_candidate, trace_and_optimise
 from vitdeploy.pipeline.trials import Images, Workshop
 from vitdeploy.report.plot import bars, scatter

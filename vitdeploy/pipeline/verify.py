@@ -11,9 +11,10 @@ from vitdeploy.artifact import Artifact
 from vitdeploy.backends.base import RunOptions
 from vitdeploy.errors import UsageError, VitdeployError
 from vitdeploy.models.build import BuildOptions
+from vitdeploy.pipeline.checks import check_tolerance
 from vitdeploy.pipeline.export import judge, settle, verdict, verification_cases
 from vitdeploy.pipeline.files import backend_of, model_file, spec_of
-from vitdeploy.pipeline.request import ExportRequest, Listener, Steps, check_tolerance
+from vitdeploy.pipeline.request import ExportRequest, Listener, Steps
 from vitdeploy.pipeline.sources import run_candidate, source_of
 from vitdeploy.spec import CALIBRATED, ModelSpec
 
