@@ -20,7 +20,9 @@ from vitdeploy.quantize.schemes import SCHEMES
 SMALL = ("deit_tiny_patch16_224", "levit_128s", "mobilevit_xxs")
 # Calibrated on two images and with random weights, int8 is far from fp32; 7 bits a weight are farther.
 NEAR_FLOAT = {"deit_tiny_patch16_224": 0.1, "levit_128s": 0.6, "mobilevit_xxs": 0.4}
-SAME = {"onnxruntime": 0.15, "openvino": 0.15}  # between a runtime and the graph's own meaning, run op by op
+# Between a runtime and the graph's own meaning, run op by op. OpenVINO comes up to 0.17 apart, by the CPU, where
+# activations are signed.
+SAME = {"onnxruntime": 0.15, "openvino": 0.25}
 
 
 def outputs(backend: str, path: Path, x: np.ndarray) -> np.ndarray:
