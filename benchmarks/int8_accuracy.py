@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,12 @@ from int8_peers import (
     quantize_static,
     ran_in_int8,
     ran_in_int8_on_openvino,
+    together,
 )
 
 from vitdeploy import __version__
+from vitdeploy.backends.base import RunOptions
+from vitdeploy.backends.onnxruntime import OnnxRuntimeBackend
 from vitdeploy.data.folder import load_npz
 from vitdeploy.data.images import preprocess_array
 from vitdeploy.export.passes import optimise
@@ -143,12 +147,14 @@ def own(bench: Bench, scheme: str, options: Mapping[str, Any]) -> dict[str, Any]
     )
     report = to_int8(graph, images, get(scheme), Int8Options(**options), threads=bench.threads)
     (path,) = save(graph, bench.folder / "own.onnx")
+    told = {"macs": report.quantised_macs / report.macs, "sites": list(report.equalized)}
+    if scheme in FOREIGN:
+        with OnnxRuntimeBackend().open(path, RunOptions(threads=bench.threads)) as session:
+            run = partial(together, lambda batch: session.run({"image": batch})["logits"])
+            return bench.score(run) | told
     openvino = scheme == "openvino"
     row = bench.score((on_openvino if openvino else on_onnxruntime)(path, bench.threads))
-    row |= {"macs": report.quantised_macs / report.macs, "sites": list(report.equalized)}
-    if scheme in FOREIGN:
-        return row
-    return {**row, "products": ran_in_int8_on_openvino(path) if openvino else ran_in_int8(path)}
+    return row | told | {"products": ran_in_int8_on_openvino(path) if openvino else ran_in_int8(path)}
 
 
 def rows(openvino: bool, nncf: bool) -> dict[str, Callable[[Bench], dict[str, Any]]]:

@@ -118,6 +118,7 @@ def running(repository: Path, work: Path, options: Sequence[str] = ()) -> Iterat
     program.chmod(0o755)
     libraries = [package().parent / "nvidia_pytriton.libs", sysconfig.get_config_var("LIBDIR")]
     own = {"LD_LIBRARY_PATH": os.pathsep.join(map(str, libraries)), "PYTHONPATH": os.pathsep.join(sys.path)}
+    own["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # where it finds its modules
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
