@@ -1,0 +1,214 @@
+"""What vit-pytorch's architectures share. Parameter names are its own, so that its state dicts load as they are.
+
+A file of an architecture imports from here what it has in common with ViT, and writes down its own idea.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from einops.layers.torch import Rearrange
+from torch import Tensor, nn
+
+from vitdeploy.models.layers import attend
+
+
+def pair(value: Any) -> tuple[Any, Any]:
+    """A number n as (n, n); a tuple as it is."""
+    return value if isinstance(value, tuple) else (value, value)
+
+
+def quotient(name: str, size: int, by_name: str, by: int) -> int:
+    """`size / by`. Raises ValueError, naming both arguments, where that is not a whole positive number."""
+    if by < 1 or size < 1 or size % by:
+        raise ValueError(f"{by_name} ({by}) must divide {name} ({size})")
+    return size // by
+
+
+def grid(image_size: Any, patch_size: Any) -> tuple[int, int]:
+    """Patches down and across. Raises ValueError where patches do not fill the image."""
+    sizes = zip(pair(image_size), pair(patch_size), strict=True)
+    rows, columns = (quotient("image_size", size, "patch_size", patch) for size, patch in sizes)
+    return rows, columns
+
+
+def patch_embedding(dim: int, patch_size: Any, channels: int = 3, *, flat: bool = True) -> nn.Sequential:
+    """Images (B, C, H, W) to tokens (B, n, dim), or without `flat` (B, H/p, W/p, dim): pixels of a patch, normed,
+    projected, normed again (dual patch norm: Kumar et al., 2302.01327)."""
+    height, width = pair(patch_size)
+    patch_dim = channels * height * width
+    tokens = "(h w)" if flat else "h w"
+    return nn.Sequential(
+        Rearrange(f"b c (h p1) (w p2) -> b {tokens} (p1 p2 c)", p1=height, p2=width),
+        nn.LayerNorm(patch_dim),
+        nn.Linear(patch_dim, dim),
+        nn.LayerNorm(dim),
+    )
+
+
+def sincos(sizes: Sequence[int], dim: int, temperature: float = 10000.0) -> Tensor:
+    """Fixed position embeddings of a grid, (product of sizes, dim): for each axis, the last first, sines and cosines of
+    dim / (2 axes) frequencies (Beyer et al., 2205.01580); zeros where dim is no multiple of that.
+
+    Raises ValueError where `dim` is too small.
+    """
+    width = dim // (2 * len(sizes))
+    if width < 2:
+        raise ValueError(f"dim ({dim}) must be at least {4 * len(sizes)} for fixed position embeddings")
+    omega = 1.0 / temperature ** (torch.arange(width) / (width - 1))
+    axes = torch.meshgrid(*(torch.arange(size) for size in sizes), indexing="ij")
+    angles = [axis.flatten()[:, None] * omega for axis in reversed(axes)]
+    found = torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1)
+    return F.pad(found, (0, dim - found.shape[1]))
+
+
+def prepend(tokens: Tensor, x: Tensor) -> Tensor:
+    """Learned tokens (k, dim) or (1, k, dim) in front of each sequence of (B, n, dim).
+
+    Both are padded with zeros and added, so that nothing is expanded to the batch, whose size a graph need not know.
+    """
+    count, length = tokens.shape[-2], x.shape[1]
+    return F.pad(x, (0, 0, count, 0)) + F.pad(tokens, (0, 0, 0, length))
+
+
+def append(x: Tensor, tokens: Tensor) -> Tensor:
+    """The same, behind each sequence."""
+    count, length = tokens.shape[-2], x.shape[1]
+    return F.pad(x, (0, 0, 0, count)) + F.pad(tokens, (0, 0, length, 0))
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, n, heads * d) to (B, heads, n, d)."""
+    return rearrange(x, "b n (h d) -> b h n d", h=heads)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(B, heads, n, d) to (B, n, heads * d)."""
+    return rearrange(x, "b h n d -> b n (h d)")
+
+
+class ChannelNorm(nn.Module):
+    """LayerNorm over the channels of (B, C, H, W), at each pixel."""
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.g = nn.Parameter(torch.ones(1, dim, 1, 1))
+        self.b = nn.Parameter(torch.zeros(1, dim, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        last = x.movedim(1, -1)
+        return F.layer_norm(last, last.shape[-1:], self.g.flatten(), self.b.flatten(), self.eps).movedim(-1, 1)
+
+
+class Residual(nn.Module):
+    """x + fn(x)."""
+
+    def __init__(self, fn: nn.Module) -> None:
+        super().__init__()
+        self.fn = fn
+
+    def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
+        return x + self.fn(x, **kwargs)
+
+
+class FeedForward(nn.Module):
+    """Norm, Linear, GELU, Linear over (B, n, dim).
+
+    Args:
+        dropout: after GELU and at the end; None leaves both layers out, and with them their numbers among the keys.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, dropout: float | None = 0.0) -> None:
+        super().__init__()
+        drop = [] if dropout is None else [nn.Dropout(dropout)]
+        self.net = nn.Sequential(
+            nn.LayerNorm(dim), nn.Linear(dim, hidden_dim), nn.GELU(), *drop, nn.Linear(hidden_dim, dim), *drop
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class Attention(nn.Module):
+    """Norm, multi-head attention over (B, n, dim), projection (Vaswani et al., 1706.03762).
+
+    Variants override `mix`, which is what happens between the heads' queries, keys and values and their outputs.
+
+    Args:
+        dropout: on the attention weights and behind the projection; None for a projection with no bias and no dropout.
+        split_kv: queries by `to_q`, keys and values by `to_kv`, instead of all three by `to_qkv`.
+        project_out: None leaves the projection out where a single head is as wide as the input.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int = 8,
+        dim_head: int = 64,
+        dropout: float | None = 0.0,
+        *,
+        split_kv: bool = False,
+        project_out: bool | None = True,
+    ) -> None:
+        super().__init__()
+        inner = heads * dim_head
+        self.heads = heads
+        self.scale = dim_head**-0.5
+        self.drop = dropout or 0.0
+        self.norm = nn.LayerNorm(dim)
+        if split_kv:
+            self.to_q = nn.Linear(dim, inner, bias=False)
+            self.to_kv = nn.Linear(dim, inner * 2, bias=False)
+        else:
+            self.to_qkv = nn.Linear(dim, inner * 3, bias=False)
+        if project_out is None:
+            project_out = not (heads == 1 and dim_head == dim)
+        self.to_out = out_projection(inner, dim, dropout) if project_out else nn.Identity()
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Tokens (B, n, dim) attend to those of `context` (B, m, dim), which is not normed, or else to themselves."""
+        q, k, v = self.qkv(self.norm(x), context)
+        return self.to_out(merge_heads(self.mix(q, k, v)))
+
+    def qkv(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, (B, heads, tokens, dim_head) each."""
+        if hasattr(self, "to_qkv"):
+            found = self.to_qkv(x).chunk(3, dim=-1)
+        else:
+            found = (self.to_q(x), *self.to_kv(x if context is None else context).chunk(2, dim=-1))
+        q, k, v = (split_heads(t, self.heads) for t in found)
+        return q, k, v
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attend(q, k, v, self.scale, dropout=self.drop if self.training else 0.0)
+
+
+def out_projection(inner: int, dim: int, dropout: float | None = 0.0) -> nn.Module:
+    """Linear and dropout; None for a Linear alone, without bias."""
+    if dropout is None:
+        return nn.Linear(inner, dim, bias=False)
+    return nn.Sequential(nn.Linear(inner, dim), nn.Dropout(dropout))
+
+
+class Transformer(nn.Module):
+    """x + attn(x), then x + ff(x), for each of `blocks`, a pair of modules that do their own norm.
+
+    Args:
+        norm: whether there is a LayerNorm at the end.
+    """
+
+    def __init__(self, dim: int, blocks: Iterable[tuple[nn.Module, nn.Module]], *, norm: bool = True) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim) if norm else nn.Identity()
+        self.layers = nn.ModuleList(nn.ModuleList(block) for block in blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.layers:
+            for part in block:  # type: ignore[attr-defined]
+                x = x + part(x)
+        return self.norm(x)
