@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -44,7 +44,9 @@ def libcuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
 
 
 @pytest.fixture(autouse=True)
-def ask_anew() -> None:
+def ask_anew() -> Iterator[None]:
+    gpus.driver.cache_clear()
+    yield
     gpus.driver.cache_clear()
 
 

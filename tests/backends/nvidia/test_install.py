@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -34,6 +35,13 @@ CASES: dict[str, tuple[dict[str, str], str]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def look_anew() -> Iterator[None]:
+    install.installation.cache_clear()
+    yield
+    install.installation.cache_clear()
+
+
 def put(folder: Path, modules: dict[str, str]) -> Path:
     for name, source in modules.items():
         (folder / name).mkdir()
@@ -45,7 +53,6 @@ def put(folder: Path, modules: dict[str, str]) -> Path:
 def test_installation_tells_what_is_wrong_when(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     modules, says = CASES[case]
     monkeypatch.syspath_prepend(put(tmp_path, modules))
-    install.installation.cache_clear()
     found = install.installation("tensorrt")
     assert not found
     assert says in found.reason
@@ -65,7 +72,6 @@ def test_doctor_tells_when_engines_could_be_built_and_not_run(runs: bool, monkey
 
 def test_installation_is_good_when_it_has_what_a_build_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(put(tmp_path, {"tensorrt": WHOLE}))
-    install.installation.cache_clear()
     found = install.installation("tensorrt")
     assert found
     assert found.version == "11.4.0.106"
