@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +32,8 @@ def finite(seconds: float) -> float:
 ModelArg = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="Catalog name, timm:NAME, hf-hub:ORG/NAME, package.module:factory or file.py:factory."
+        metavar="MODEL",
+        help="Catalog name, zoo:NAME, timm:NAME, hf-hub:ORG/NAME, package.module:factory or file.py:factory.",
     ),
 ]
 Weights = Annotated[str | None, typer.Option(help="Checkpoint FILE, timm-style FOLDER, or hf-hub:ORG/NAME.")]
@@ -42,6 +44,11 @@ PretrainedOpt = Annotated[
 NumClasses = Annotated[int | None, typer.Option(help="Width of the logits.")]
 ImageSize = Annotated[str | None, typer.Option(help="Input size: 256 or 256x320 (height x width).")]
 InChans = Annotated[int | None, typer.Option(help="Image channels.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="ARGUMENT=VALUE", help="Of a zoo: model's constructor, such as dim=256; repeatable."),
+]
+Config = Annotated[Path | None, typer.Option(metavar="FILE.toml", help="The same from a file.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of random weights.")]
 Mean = Annotated[str | None, typer.Option(help="Preprocessing mean: one number or one a channel, by commas.")]
 Std = Annotated[str | None, typer.Option(help="Preprocessing standard deviation, likewise.")]
@@ -115,6 +122,30 @@ def run_options(
     return RunOptions(device, threads, optimization, provider, pairs)
 
 
+def read_arguments(config: Path | None, given: list[str] | None) -> dict[str, Any]:
+    """Constructor arguments: a TOML file's, then those of `--set`, whose values are TOML's or else plain texts."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
+    found: dict[str, Any] = {}
+    if config is not None:
+        try:
+            found = tomllib.loads(config.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{config} is not a TOML file that can be read: {error}.") from None
+    for text in given or []:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--set '{text}' is not ARGUMENT=VALUE.")
+        try:
+            found[key] = tomllib.loads(f"value = {value}")["value"]
+        except ValueError:
+            found[key] = value
+    return found
+
+
 def print_version(wanted: bool) -> None:
     if wanted:
         print(f"vitdeploy {__version__}")
@@ -135,20 +166,23 @@ def list_models(
     pattern: Annotated[
         str | None, typer.Argument(metavar="PATTERN", help="Part of a name, or a glob such as 'levit_*'.")
     ] = None,
+    of_zoo: Annotated[
+        bool, typer.Option("--zoo", help="vit-pytorch's architectures instead, which are built by their arguments.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Models of the catalog: parameters, GMACs, input, published top-1."""
-    from vitdeploy.models import catalog
-    from vitdeploy.report.tables import model_rows, print_json, print_rows
+    from vitdeploy.models import catalog, zoo
+    from vitdeploy.report.tables import model_rows, print_json, print_rows, print_zoo, zoo_rows
 
-    names = catalog.names(pattern)
+    names = (zoo if of_zoo else catalog).names(pattern)
     if not names:
         raise UsageError(f"No model's name matches '{pattern}'.", fix="vitdeploy list prints all of them.")
-    rows = model_rows(names)
+    rows = zoo_rows(names) if of_zoo else model_rows(names)
     if json:
         print_json(rows)
     else:
-        print_rows(rows)
+        (print_zoo if of_zoo else print_rows)(rows)
 
 
 @app.command()
@@ -230,6 +264,8 @@ def export(
     num_classes: NumClasses = None,
     image_size: ImageSize = None,
     in_chans: InChans = None,
+    arguments: Set = None,
+    config: Config = None,
     seed: Seed = 0,
     mean: Mean = None,
     std: Std = None,
@@ -276,7 +312,16 @@ def export(
         raise UsageError(f"More than one precision is asked for: {', '.join(sorted(asked))}.")
     numbers = (parse_numbers(mean, "--mean"), parse_numbers(std, "--std"))
     build = BuildOptions(
-        weights, pretrained, num_classes, parse_size(image_size), in_chans, seed, *numbers, crop_pct, interpolation
+        weights,
+        pretrained,
+        num_classes,
+        parse_size(image_size),
+        in_chans,
+        seed,
+        *numbers,
+        crop_pct,
+        interpolation,
+        read_arguments(config, arguments),
     )
     options = run_options(device, threads, provider, provider_option, optimization)
     request = ExportRequest(
@@ -473,6 +518,8 @@ def tune(
     num_classes: NumClasses = None,
     image_size: ImageSize = None,
     in_chans: InChans = None,
+    arguments: Set = None,
+    config: Config = None,
     seed: Seed = 0,
     mean: Mean = None,
     std: Std = None,
@@ -515,6 +562,7 @@ def tune(
                 *numbers,
                 crop_pct,
                 interpolation,
+                read_arguments(config, arguments),
             ),
             batch=parse_batch(batch),
             run=RunOptions(device, threads),

@@ -16,9 +16,13 @@ from torch import Tensor, nn
 
 from vitdeploy.models.layers import attend
 
+Size = int | tuple[int, int]  # of a square's side, or (height, width)
+
 
 def pair(value: Any) -> tuple[Any, Any]:
-    """A number n as (n, n); a tuple as it is."""
+    """A number n as (n, n); a pair as it is. Raises ValueError on a tuple of another length."""
+    if isinstance(value, tuple) and len(value) != 2:
+        raise ValueError(f"{value} must be a number or a pair of them")
     return value if isinstance(value, tuple) else (value, value)
 
 

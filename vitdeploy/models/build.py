@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.errors import MissingDependency, UnsupportedModel, UsageError, VitdeployError
-from vitdeploy.models import catalog
+from vitdeploy.models import catalog, zoo
 from vitdeploy.spec import InputSpec, ModelSpec, WeightsSource
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class BuildOptions:
         in_chans: image channels.
         seed: of random weights.
         mean, std, crop_pct, interpolation: override the InputSpec.
+        arguments: of the constructor, where the name is a `zoo:` one.
     """
 
     weights: str | None = None
@@ -45,6 +46,7 @@ class BuildOptions:
     std: tuple[float, ...] | None = None
     crop_pct: float | None = None
     interpolation: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,8 @@ def build(name: str, options: BuildOptions | None = None) -> Built:
     """Build a model by name, in eval mode, on the CPU, in float32.
 
     Args:
-        name: a catalog name with or without a tag, 'timm:NAME', 'hf-hub:ORG/NAME', 'package.module:factory' or
-            'file.py:factory'.
+        name: a catalog name with or without a tag, 'zoo:NAME', 'timm:NAME', 'hf-hub:ORG/NAME',
+            'package.module:factory' or 'file.py:factory'.
 
     Raises:
         UsageError: an unknown name, bad options, or weights that are unreadable or do not fit.
@@ -86,6 +88,8 @@ def build(name: str, options: BuildOptions | None = None) -> Built:
     """
     options = options or BuildOptions()
     check(name, options)
+    if name.startswith(zoo.PREFIX):
+        return build_zoo(name, options)
     if name.startswith("timm:"):
         return build_timm(name, options)
     if re.match(r"hf[-_]hub:", name):
@@ -115,6 +119,12 @@ def check(name: str, options: BuildOptions) -> None:
         raise UsageError(f"{name} does not say what makes the model.", fix=f"Name a function in it: {name}:factory")
     if re.match(r"hf[-_]hub:", name) and options.weights:
         raise UsageError(f"{name} already names weights: drop --weights.")
+    if options.arguments and not name.startswith(zoo.PREFIX):
+        raise UsageError(f"--set and --config are for {zoo.PREFIX} names, which {name} is not.")
+    if name.startswith(zoo.PREFIX):
+        zoo.find(name)
+        if options.pretrained:
+            raise UsageError(f"Nobody has published weights for {name}.", fix="--weights FILE takes your own.")
     if ":" not in name:
         entry, tagged = catalog.find(name)
         if tagged is None and not options.weights and not options.pretrained:
@@ -123,7 +133,7 @@ def check(name: str, options: BuildOptions) -> None:
 
 def is_code(name: str) -> bool:
     """Whether building this model runs code that the name points to: 'package.module:factory' or 'file.py:factory'."""
-    return ":" in name and re.match(r"timm:|hf[-_]hub:", name) is None
+    return ":" in name and re.match(r"zoo:|timm:|hf[-_]hub:", name) is None
 
 
 def rebuild(spec: ModelSpec) -> Built:
@@ -145,6 +155,7 @@ def rebuild(spec: ModelSpec) -> Built:
         std=spec.input.std,
         crop_pct=spec.input.crop_pct,
         interpolation=spec.input.interpolation,
+        arguments=spec.config if spec.name.startswith(zoo.PREFIX) else {},
     )
     if origin.kind == "hub" and not origin.location.startswith("hf-hub:"):
         options = replace(options, weights=f"hf-hub:{origin.location}")
@@ -321,6 +332,28 @@ def randomise(module: nn.Module, seed: int, spec: InputSpec) -> list[str]:
 
     random_weights(module.eval(), seed, spec.shape)
     return [f"random, seed {seed}: for architecture and latency only (to ship: --pretrained or --weights FILE)"]
+
+
+def build_zoo(name: str, options: BuildOptions) -> Built:
+    """An architecture of vit-pytorch's README, in our own code."""
+    from vitdeploy.models.build_zoo import construct, settle
+
+    entry = zoo.find(name)
+    arguments = settle(
+        entry,
+        options.arguments,
+        num_classes=options.num_classes,
+        image_size=options.image_size,
+        in_chans=options.in_chans,
+    )
+    module = construct(entry, arguments)
+    spec_input = apply_overrides(InputSpec(shape=entry.shape(arguments)), options)
+    origin = WeightsSource("random", seed=options.seed)
+    built = finish_foreign(zoo.PREFIX + entry.name, module, spec_input, origin, options, None)
+    notes = list(built.notes)
+    if options.weights is not None and options.mean is None:
+        notes.append("the checkpoint does not tell its preprocessing: ImageNet's mean and std, unless --mean and --std")
+    return replace(built, spec=replace(built.spec, config=arguments), notes=tuple(notes))
 
 
 def build_timm(name: str, options: BuildOptions) -> Built:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 
-from vitdeploy.models.blocks import Attention, FeedForward, Transformer, grid, pair, patch_embedding, sincos
+from vitdeploy.models.blocks import Attention, FeedForward, Size, Transformer, grid, pair, patch_embedding, sincos
 
 
 class SimpleViT(nn.Module):
@@ -24,8 +22,8 @@ class SimpleViT(nn.Module):
     def __init__(
         self,
         *,
-        image_size: Any,
-        patch_size: Any,
+        image_size: Size,
+        patch_size: Size,
         num_classes: int,
         dim: int,
         depth: int,

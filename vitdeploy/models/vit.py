@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from vitdeploy.models.blocks import Attention, FeedForward, Transformer, grid, pair, patch_embedding, prepend
+from vitdeploy.models.blocks import Attention, FeedForward, Size, Transformer, grid, pair, patch_embedding, prepend
 
 
 class ViT(nn.Module):
@@ -26,8 +24,8 @@ class ViT(nn.Module):
     def __init__(
         self,
         *,
-        image_size: Any,
-        patch_size: Any,
+        image_size: Size,
+        patch_size: Size,
         num_classes: int,
         dim: int,
         depth: int,

@@ -54,9 +54,39 @@ def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     print_table(heads, lines, right=(1, 2, 4))
 
 
+def zoo_rows(names: Sequence[str]) -> list[dict[str, Any]]:
+    """What `list --zoo` shows."""
+    from vitdeploy.models import zoo
+
+    found = [zoo.find(name) for name in names]
+    return [{"name": zoo.PREFIX + one.name, "class": one.target, "paper": one.paper} for one in found]
+
+
+def print_zoo(rows: Sequence[Mapping[str, Any]]) -> None:
+    print_table(("name", "class", "paper"), [(row["name"], row["class"], row["paper"]) for row in rows])
+
+
+def zoo_facts(name: str) -> dict[str, Any]:
+    """What `info` shows of an architecture of the zoo."""
+    from vitdeploy.models import build_zoo, zoo
+
+    entry = zoo.find(name)
+    return {
+        "name": zoo.PREFIX + entry.name,
+        "paper": entry.paper,
+        "class": f"vitdeploy.models.{entry.target.replace(':', '.')}",
+        "input": "x".join(map(str, entry.shape(entry.arguments))),
+        "weights": "none published; a state dict of vit-pytorch's class loads with --weights FILE",
+        "arguments": build_zoo.defaults(entry),
+    }
+
+
 def model_facts(name: str) -> dict[str, Any]:
-    """What `info` shows of a catalog model."""
-    from vitdeploy.models import catalog
+    """What `info` shows of a model by name."""
+    from vitdeploy.models import catalog, zoo
+
+    if name.startswith(zoo.PREFIX):
+        return zoo_facts(name)
 
     entry, chosen = catalog.find(name)
     weights = [chosen] if chosen else list(entry.pretrained)
