@@ -347,7 +347,9 @@ def build_zoo(name: str, options: BuildOptions) -> Built:
         in_chans=options.in_chans,
     )
     module = construct(entry, arguments)
-    spec_input = apply_overrides(InputSpec(shape=entry.shape(arguments)), options)
+    channels, *size = entry.shape(arguments)
+    about = replace(options, in_chans=channels, image_size=options.image_size or (size[0], size[1]))
+    spec_input = apply_overrides(InputSpec(), about)
     origin = WeightsSource("random", seed=options.seed)
     built = finish_foreign(zoo.PREFIX + entry.name, module, spec_input, origin, options, None)
     notes = list(built.notes)

@@ -1,0 +1,61 @@
+"""`zoo:NAME` through every verb."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+Cli = Callable[..., Any]
+SMALL = ("dim=32", "depth=1", "heads=2", "mlp_dim=32", "image_size=[64, 64]", "patch_size=16", "num_classes=10")
+ARGUMENTS = tuple(part for one in SMALL for part in ("--set", one))
+
+
+def test_list_and_info_tell_what_there_is(cli: Cli) -> None:
+    rows = json.loads(cli("list", "--zoo", "--json").out)
+    assert {"name": "zoo:vit", "class": "vit:ViT"}.items() <= rows[0].items()
+    assert "zoo:cct_14" in cli("list", "--zoo", "cct_*").out
+    facts = json.loads(cli("info", "zoo:vit", "--json").out)
+    assert facts["arguments"]["patch_size"] == 32
+    assert facts["class"] == "vitdeploy.models.vit.ViT"
+    assert cli("info", "zoo:cvx").code == 2
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_artifact_is_made_and_verified_again(precision: str, cli: Cli, work: Path) -> None:
+    (work / "my.toml").write_text("dim = 64\npool = 'mean'\n")
+    photos = ("--calib-random", "--calib-images", "8") if precision == "int8" else ()
+    flags = ("--precision", precision, *photos, "--config", "my.toml", "--batch", "1:2:4", "--duration", "0.1")
+    done = cli("export", "zoo:vit", *flags, *ARGUMENTS, "--json")
+    assert done.code == 0, done.err
+    made = json.loads(done.out)
+    assert made["model"]["config"]["dim"] == 32  # --set comes after the file
+    assert made["model"]["config"]["pool"] == "mean"
+    assert made["verification"]["passed"]
+    folder = f"zoo-vit-{precision}"
+    assert cli("verify", folder).code == 0
+    Image.fromarray(np.zeros((80, 80, 3), np.uint8)).save(work / "photo.png")
+    assert cli("predict", folder, "photo.png").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("zoo:vit", "--set", "patch_size=48"), "patch_size (48) must divide image_size (256)"),
+        (("zoo:vit", "--set", "dim"), "is not ARGUMENT=VALUE"),
+        (("zoo:vit", "--set", "width=3"), "no argument 'width'"),
+        (("zoo:vit", "--config", "nowhere.toml"), "nowhere.toml"),
+        (("zoo:vit", "--config", "bad.toml"), "bad.toml is not a TOML file"),
+        (("levit_128s", "--set", "dim=3"), "are for zoo: names"),
+        (("zoo:", "--no-bench"), "Unknown architecture 'zoo:'"),
+    ],
+    ids=lambda value: " ".join(value)[:30] if isinstance(value, tuple) else "",
+)
+def test_export_is_refused(refused: Callable[..., str], work: Path, arguments: tuple[str, ...], says: str) -> None:
+    (work / "bad.toml").write_text("dim = ")
+    assert says in refused("export", *arguments)
