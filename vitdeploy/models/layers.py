@@ -42,15 +42,24 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = 
     While a graph is traced this is spelled out, so that every exporter sees the same MatMul, Softmax, MatMul; but for
     compilers of PyTorch programs, whose fused kernels are known by the one op (see attention_as_one_op).
     """
-    if _as_one_op or not torch.compiler.is_exporting():
+    whole = _as_one_op or not torch.compiler.is_exporting()
+    if whole and _recorded is None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale)
     scores = (q * scale) @ k.transpose(-2, -1)
     if bias is not None:
         scores = scores + bias
-    return scores.softmax(dim=-1) @ v
+    return F.dropout(record(scores.softmax(dim=-1)), dropout, training=dropout > 0) @ v
+
+
+def record(attention: Tensor) -> Tensor:
+    """The same, and noted for `attention_recorded`: for attention weights that `attend` does not see."""
+    if _recorded is not None:
+        _recorded.append(attention)
+    return attention
 
 
 _as_one_op = False
+_recorded: list[Tensor] | None = None
 
 
 @contextmanager
@@ -62,6 +71,17 @@ def attention_as_one_op() -> Iterator[None]:
         yield
     finally:
         _as_one_op = before
+
+
+@contextmanager
+def attention_recorded() -> Iterator[list[Tensor]]:
+    """The attention weights of what runs within, (..., query tokens, key tokens) each, in the order of their layers."""
+    global _recorded
+    before, _recorded = _recorded, []
+    try:
+        yield _recorded
+    finally:
+        _recorded = before
 
 
 class DropPath(nn.Module):
