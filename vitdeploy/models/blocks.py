@@ -216,3 +216,21 @@ class Transformer(nn.Module):
             for part in block:  # type: ignore[attr-defined]
                 x = x + part(x)
         return self.norm(x)
+
+
+class MapFeedForward(nn.Module):
+    """ChannelNorm, convolution, GELU, convolution, at each pixel of (B, C, H, W)."""
+
+    def __init__(self, dim: int, mult: int = 4, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            ChannelNorm(dim),
+            nn.Conv2d(dim, dim * mult, 1),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Conv2d(dim * mult, dim, 1),
+            nn.Dropout(dropout),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
