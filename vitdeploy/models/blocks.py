@@ -5,7 +5,7 @@ A file of an architecture imports from here what it has in common with ViT, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -83,6 +83,11 @@ def append(x: Tensor, tokens: Tensor) -> Tensor:
     """The same, behind each sequence."""
     count, length = tokens.shape[-2], x.shape[1]
     return F.pad(x, (0, 0, 0, count)) + F.pad(tokens, (0, 0, length, 0))
+
+
+def parts(layers: nn.ModuleList) -> Iterator[tuple[nn.Module, ...]]:
+    """What each layer is made of, where layers are lists of modules."""
+    return (tuple(layer.children()) for layer in layers)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -212,9 +217,9 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(nn.ModuleList(block) for block in blocks)
 
     def forward(self, x: Tensor) -> Tensor:
-        for block in self.layers:
-            for part in block:  # type: ignore[attr-defined]
-                x = x + part(x)
+        for attn, ff in parts(self.layers):
+            x = x + attn(x)
+            x = x + ff(x)
         return self.norm(x)
 
 

@@ -8,7 +8,7 @@ from einops import rearrange
 from einops.layers.torch import Reduce
 from torch import Tensor, nn
 
-from vitdeploy.models.blocks import Transformer, out_projection, pair
+from vitdeploy.models.blocks import Transformer, out_projection, pair, parts
 from vitdeploy.models.layers import attend
 
 
@@ -40,14 +40,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.net = nn.Sequential(
-            nn.LayerNorm(dim),
-            nn.Linear(dim, hidden),
-            nn.SiLU(),
-            nn.Dropout(0.0),
-            nn.Linear(hidden, dim),
-            nn.Dropout(0.0),
-        )
+        inner = [nn.Linear(dim, hidden), nn.SiLU(), nn.Identity(), nn.Linear(hidden, dim)]  # theirs has dropout there
+        self.net = nn.Sequential(nn.LayerNorm(dim), *inner)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -147,6 +141,6 @@ class MobileViT(nn.Module):
         x = self.conv1(x)
         for block in self.stem:
             x = block(x)
-        for down, block in self.trunk:
+        for down, block in parts(self.trunk):
             x = block(down(x))
         return self.to_logits(x)

@@ -1,5 +1,5 @@
-"""NesT: attention within blocks of the map, and a convolution that mixes neighbouring blocks while their number falls to
-one (Zhang et al., Nested Hierarchical Transformer, 2105.12723)."""
+"""NesT: attention within blocks of the map, and convolutions across their borders as four blocks become one
+(Zhang et al., Nested Hierarchical Transformer, 2105.12723)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from einops import rearrange
 from einops.layers.torch import Rearrange, Reduce
 from torch import Tensor, nn
 
-from vitdeploy.models.blocks import ChannelNorm, MapFeedForward, Transformer, quotient
+from vitdeploy.models.blocks import ChannelNorm, MapFeedForward, Transformer, parts, quotient
 from vitdeploy.models.layers import attend
 
 
@@ -39,9 +39,9 @@ class BlockAttention(nn.Module):
 class Level(Transformer):
     """Transformer blocks over a map of `blocks` x `blocks` parts, which share their position embeddings."""
 
-    def __init__(self, dim: int, side: int, blocks: int, depth: int, heads: int, mlp_mult: int, dropout: float) -> None:
+    def __init__(self, dim: int, side: int, blocks: int, depth: int, heads: int, mult: int, dropout: float) -> None:
         pairs = (
-            (BlockAttention(dim, heads, blocks, dropout), MapFeedForward(dim, mlp_mult, dropout)) for _ in range(depth)
+            (BlockAttention(dim, heads, blocks, dropout), MapFeedForward(dim, mult, dropout)) for _ in range(depth)
         )
         super().__init__(dim, pairs, norm=False)
         self.side, self.blocks = side, blocks
@@ -98,20 +98,17 @@ class NesT(nn.Module):
             width, last = dim * 2**level, level == num_hierarchies - 1
             transformer = Level(width, side, blocks >> level, depth, heads * 2**level, mlp_mult, dropout)
             self.layers.append(nn.ModuleList([transformer, nn.Identity() if last else aggregate(width, width * 2)]))
-        self.mlp_head = nn.Sequential(
-            ChannelNorm(width), Reduce("b c h w -> b c", "mean"), nn.Linear(width, num_classes)
-        )
+        pool = Reduce("b c h w -> b c", "mean")
+        self.mlp_head = nn.Sequential(ChannelNorm(width), pool, nn.Linear(width, num_classes))
 
     def forward(self, img: Tensor) -> Tensor:
         x = self.to_patch_embedding(img)
-        for level in self.layers:
-            for part in level:  # type: ignore[attr-defined]
-                x = part(x)
+        for transformer, merge in parts(self.layers):
+            x = merge(transformer(x))
         return self.mlp_head(x)
 
 
 def aggregate(dim: int, dim_out: int) -> nn.Sequential:
     """(B, dim, H, W) to (B, dim_out, H / 2, W / 2), across the borders of blocks."""
-    return nn.Sequential(
-        nn.Conv2d(dim, dim_out, 3, padding=1), ChannelNorm(dim_out), nn.MaxPool2d(3, stride=2, padding=1)
-    )
+    pool = nn.MaxPool2d(3, stride=2, padding=1)
+    return nn.Sequential(nn.Conv2d(dim, dim_out, 3, padding=1), ChannelNorm(dim_out), pool)
