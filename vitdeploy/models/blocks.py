@@ -40,18 +40,18 @@ def grid(image_size: Any, patch_size: Any) -> tuple[int, int]:
     return rows, columns
 
 
-def patch_embedding(dim: int, patch_size: Any, channels: int = 3, *, flat: bool = True) -> nn.Sequential:
+def patch_embedding(
+    dim: int, patch_size: Any, channels: int = 3, *, flat: bool = True, norms: bool = True
+) -> nn.Sequential:
     """Images (B, C, H, W) to tokens (B, n, dim), or without `flat` (B, H/p, W/p, dim): pixels of a patch, normed,
-    projected, normed again (dual patch norm: Kumar et al., 2302.01327)."""
+    projected, normed again (dual patch norm: Kumar et al., 2302.01327); without `norms` projected alone."""
     height, width = pair(patch_size)
     patch_dim = channels * height * width
     tokens = "(h w)" if flat else "h w"
-    return nn.Sequential(
-        Rearrange(f"b c (h p1) (w p2) -> b {tokens} (p1 p2 c)", p1=height, p2=width),
-        nn.LayerNorm(patch_dim),
-        nn.Linear(patch_dim, dim),
-        nn.LayerNorm(dim),
-    )
+    pixels = Rearrange(f"b c (h p1) (w p2) -> b {tokens} (p1 p2 c)", p1=height, p2=width)
+    if not norms:
+        return nn.Sequential(pixels, nn.Linear(patch_dim, dim))
+    return nn.Sequential(pixels, nn.LayerNorm(patch_dim), nn.Linear(patch_dim, dim), nn.LayerNorm(dim))
 
 
 def sincos(sizes: Sequence[int], dim: int, temperature: float = 10000.0) -> Tensor:
@@ -239,3 +239,58 @@ class MapFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
+
+
+class ClassTokenViT(nn.Module):
+    """Tokens with a class token in front and learned positions, a transformer, LayerNorm and Linear: what most variants
+    of ViT put round their own idea.
+
+    Args:
+        embed: input to tokens (B, count, dim).
+        pool: 'cls' or 'mean'.
+
+    Raises:
+        ValueError: an unknown pool.
+    """
+
+    def __init__(
+        self,
+        embed: nn.Module,
+        count: int,
+        dim: int,
+        transformer: nn.Module,
+        num_classes: int,
+        *,
+        pool: str = "cls",
+        emb_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.to_patch_embedding = embed
+        self.pos_embedding = nn.Parameter(torch.randn(1, count + 1, dim))
+        self.cls_token = nn.Parameter(torch.randn(1, 1, dim))
+        self.dropout = nn.Dropout(emb_dropout)
+        self.transformer = transformer
+        self.pool = checked_pool(pool)
+        self.to_latent = nn.Identity()
+        self.mlp_head = norm_head(dim, num_classes)
+
+    def embed(self, img: Tensor) -> Tensor:
+        """An input to tokens (B, 1 + n, dim) with their positions."""
+        x = prepend(self.cls_token, self.to_patch_embedding(img))
+        return self.dropout(x + self.pos_embedding[:, : x.shape[1]])
+
+    def forward(self, img: Tensor) -> Tensor:
+        x = self.transformer(self.embed(img))
+        return self.mlp_head(self.to_latent(x.mean(dim=1) if self.pool == "mean" else x[:, 0]))
+
+
+def checked_pool(pool: str) -> str:
+    """`pool`, or a ValueError where it is neither 'cls' nor 'mean'."""
+    if pool not in ("cls", "mean"):
+        raise ValueError(f"pool ({pool!r}) must be 'cls' or 'mean'")
+    return pool
+
+
+def norm_head(dim: int, num_classes: int) -> nn.Sequential:
+    """LayerNorm and the classifier."""
+    return nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, num_classes))

@@ -5,7 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vitdeploy.models.blocks import Attention, FeedForward, Size, Transformer, grid, pair, patch_embedding, prepend
+from vitdeploy.models.blocks import (
+    Attention,
+    FeedForward,
+    Size,
+    Transformer,
+    checked_pool,
+    grid,
+    pair,
+    patch_embedding,
+    prepend,
+)
 
 
 class ViT(nn.Module):
@@ -38,12 +48,10 @@ class ViT(nn.Module):
         emb_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if pool not in ("cls", "mean"):
-            raise ValueError(f"pool ({pool!r}) must be 'cls' or 'mean'")
         rows, columns = grid(image_size, patch_size)
         prefix = int(pool == "cls")
         self.patch_size = pair(patch_size)
-        self.pool = pool
+        self.pool = checked_pool(pool)
         self.to_patch_embedding = patch_embedding(dim, patch_size, channels)
         self.cls_token = nn.Parameter(torch.randn(prefix, dim))
         self.pos_embedding = nn.Parameter(torch.randn(rows * columns + prefix, dim))
