@@ -294,3 +294,29 @@ def checked_pool(pool: str) -> str:
 def norm_head(dim: int, num_classes: int) -> nn.Sequential:
     """LayerNorm and the classifier."""
     return nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, num_classes))
+
+
+class PatchDropout(nn.Module):
+    """While training, each sequence of (B, n, dim) keeps a random part of its tokens (Liu et al., 2208.07220).
+
+    Raises:
+        ValueError: a probability that is not from 0 to below 1.
+    """
+
+    def __init__(self, prob: float) -> None:
+        super().__init__()
+        if not 0 <= prob < 1:
+            raise ValueError(f"patch_dropout ({prob}) must be from 0 to below 1")
+        self.prob = prob
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.prob == 0:
+            return x
+        kept = max(1, int(x.shape[1] * (1 - self.prob)))
+        chosen = torch.rand(x.shape[:2], device=x.device).topk(kept, dim=-1).indices
+        return x.gather(1, chosen[..., None].expand(-1, -1, x.shape[2]))
+
+
+def unit(x: Tensor) -> Tensor:
+    """Vectors along the last dimension divided by their length."""
+    return x / x.norm(dim=-1, keepdim=True).clamp(min=1e-12)

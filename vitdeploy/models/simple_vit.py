@@ -10,7 +10,7 @@ from vitdeploy.models.blocks import Attention, FeedForward, Size, Transformer, g
 class SimpleViT(nn.Module):
     """Images (B, channels, H, W) of `image_size` to logits (B, num_classes).
 
-    Variants override `make_block`, and `encode` for what else they do to the tokens.
+    Variants override `make_transformer` and `make_head`, and `encode` for what else they do to the tokens.
 
     Args:
         image_size, patch_size: numbers, or (height, width).
@@ -39,13 +39,16 @@ class SimpleViT(nn.Module):
         self.pool = "mean"
         self.to_patch_embedding = patch_embedding(dim, patch_size, channels)
         self.register_buffer("pos_embedding", sincos(grid(image_size, patch_size), dim), persistent=False)
-        blocks = (self.make_block(dim, heads, dim_head, mlp_dim) for _ in range(depth))
-        self.transformer = Transformer(dim, blocks)
+        self.transformer = self.make_transformer(dim, depth, heads, dim_head, mlp_dim)
         self.to_latent = nn.Identity()
-        self.linear_head = nn.Linear(dim, num_classes)
+        self.linear_head = self.make_head(dim, num_classes)
 
-    def make_block(self, dim: int, heads: int, dim_head: int, mlp_dim: int) -> tuple[nn.Module, nn.Module]:
-        return Attention(dim, heads, dim_head, dropout=None), FeedForward(dim, mlp_dim, dropout=None)
+    def make_transformer(self, dim: int, depth: int, heads: int, dim_head: int, mlp_dim: int) -> nn.Module:
+        attentions = (Attention(dim, heads, dim_head, dropout=None) for _ in range(depth))
+        return Transformer(dim, ((attention, FeedForward(dim, mlp_dim, dropout=None)) for attention in attentions))
+
+    def make_head(self, dim: int, num_classes: int) -> nn.Module:
+        return nn.Linear(dim, num_classes)
 
     def encode(self, x: Tensor) -> Tensor:
         """Tokens (B, n, dim) with their positions, to what is pooled."""
