@@ -29,9 +29,7 @@ class MemoryAttention(Attention):
     def __init__(self, dim: int, heads: int, dim_head: int, dropout: float) -> None:
         super().__init__(dim, heads, dim_head, dropout, split_kv=True)
 
-    def forward(  # type: ignore[override]
-        self, x: Tensor, attn_mask: Tensor | None = None, memories: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, memories: Tensor | None = None) -> Tensor:
         x = self.norm(x)
         q, k, v = self.qkv(x, x if memories is None else append(x, memories))
         bias = None if attn_mask is None else (~attn_mask).to(x.dtype) * torch.finfo(x.dtype).min

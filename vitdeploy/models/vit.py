@@ -66,11 +66,15 @@ class ViT(nn.Module):
         self.to_latent = nn.Identity()
         self.mlp_head = nn.Linear(dim, num_classes) if num_classes > 0 else None
 
-    def forward(self, img: Tensor) -> Tensor:
+    def embed(self, img: Tensor) -> Tensor:
+        """Tokens (B, n, dim) with their positions, with pool 'cls' the class token first."""
         x = self.to_patch_embedding(img)
         if self.pool == "cls":
             x = prepend(self.cls_token, x)
-        x = self.transformer(self.dropout(x + self.pos_embedding[: x.shape[1]]))
+        return self.dropout(x + self.pos_embedding[: x.shape[1]])
+
+    def forward(self, img: Tensor) -> Tensor:
+        x = self.transformer(self.embed(img))
         if self.mlp_head is None:
             return x
         return self.mlp_head(self.to_latent(x.mean(dim=1) if self.pool == "mean" else x[:, 0]))

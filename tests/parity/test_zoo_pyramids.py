@@ -1,0 +1,91 @@
+"""Architectures of several scales against vit-pytorch's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from zoo import CLOSE, Case, alive, check_export, check_parity, check_signature, far, inputs, ours, theirs
+
+PIT: dict[str, Any] = {"image_size": 64, "patch_size": 8, "num_classes": 10, "dim": 16, "depth": (1, 2), "heads": 2}
+PIT["mlp_dim"] = 24
+CROSS: dict[str, Any] = {"image_size": 64, "num_classes": 10, "sm_dim": 16, "lg_dim": 24, "sm_patch_size": 8}
+CROSS |= {"sm_enc_mlp_dim": 24, "lg_enc_depth": 1, "lg_enc_mlp_dim": 24, "cross_attn_depth": 1, "depth": 2}
+VIT: dict[str, Any] = {"image_size": 64, "patch_size": 16, "num_classes": 10, "dim": 24}
+EFFICIENT = dict(VIT)
+VIT |= {"depth": 2, "heads": 2, "mlp_dim": 24}
+T2T: dict[str, Any] = {"image_size": 64, "num_classes": 10, "dim": 24, "depth": 1, "heads": 2, "mlp_dim": 24}
+CASES = {
+    "pit": Case("pit.PiT", PIT),
+    "pit, own heads": Case("pit.PiT", {**PIT, "heads": (1, 2), "channels": 1}, (1, 64, 64)),
+    "cross_vit": Case("cross_vit.CrossViT", CROSS),
+    "cross_vit, one width": Case("cross_vit.CrossViT", {**CROSS, "lg_dim": 16, "channels": 1}, (1, 64, 64)),
+    "t2t": Case("t2t.T2TViT", T2T),
+    "t2t, mean": Case("t2t.T2TViT", {**T2T, "pool": "mean", "t2t_layers": ((3, 2), (3, 2))}),
+}
+BAD: dict[str, tuple[str, dict[str, Any]]] = {
+    "patch_size": ("pit.PiT", {**PIT, "patch_size": 24}),
+    "depth": ("pit.PiT", {**PIT, "depth": 2}),
+    "heads": ("pit.PiT", {**PIT, "heads": (1, 2, 3)}),
+    "sm_patch_size": ("cross_vit.CrossViT", {**CROSS, "sm_patch_size": 12}),
+    "pool": ("t2t.T2TViT", {**T2T, "pool": "max"}),
+    "mlp_dim": ("t2t.T2TViT", {**T2T, "mlp_dim": None}),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_class_is_theirs(case: Case) -> None:
+    check_parity(case)
+
+
+@pytest.mark.parametrize("name", sorted({case.name for case in CASES.values()}))
+def test_constructor_is_theirs(name: str) -> None:
+    check_signature(name)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_export_gives_what_eager_gives(case: Case, tmp_path: Path) -> None:
+    check_export(case, tmp_path)
+
+
+@pytest.mark.parametrize("argument", BAD)
+def test_constructor_names_the_argument_that_is_wrong(argument: str) -> None:
+    name, arguments = BAD[argument]
+    with pytest.raises(ValueError, match=argument):
+        ours(name)(**arguments)
+
+
+DISTILLED = {
+    "distill.DistillableViT": ("vit.ViT", VIT),
+    "distill.DistillableT2TViT": ("t2t.T2TViT", T2T),
+    "distill.DistillableEfficientViT": ("efficient.ViT", {**EFFICIENT, "transformer": nn.Linear(24, 24)}),
+}
+
+
+@pytest.mark.parametrize("name", DISTILLED)
+def test_distillable_model_is_the_plain_one_and_takes_a_token_along(name: str) -> None:
+    """In vit-pytorch the second and third raise: their class token has another shape."""
+    plain, arguments = DISTILLED[name]
+    mine = ours(name)(**arguments)
+    alive(mine)
+    reference = theirs(plain)(**arguments).eval()
+    reference.load_state_dict(mine.state_dict(), strict=True)
+    x, token = inputs((3, 64, 64), 2, 1), torch.randn(1, 24)
+    with torch.no_grad():
+        assert far(mine(x), reference(x)) <= CLOSE
+        assert torch.equal(mine.to_vit().eval()(x), mine(x))
+        logits, learned = mine(x, token)
+    assert (logits.shape, learned.shape) == ((2, 10), (2, 24))
+    assert (mine.dim, mine.num_classes) == (24, 10)
+
+
+def test_distillation_token_becomes_what_theirs_becomes() -> None:
+    reference = alive(theirs("distill.DistillableViT")(**VIT))
+    mine = ours("distill.DistillableViT")(**VIT).eval()
+    mine.load_state_dict(reference.state_dict(), strict=True)
+    x, token = inputs((3, 64, 64), 2, 1), torch.randn(1, 24)
+    with torch.no_grad():
+        assert far(mine(x, token), reference(x, token)) <= CLOSE
