@@ -18,11 +18,23 @@ VIT: dict[str, Any] = {"image_size": 64, "patch_size": 16, "num_classes": 10, "d
 EFFICIENT = dict(VIT)
 VIT |= {"depth": 2, "heads": 2, "mlp_dim": 24}
 T2T: dict[str, Any] = {"image_size": 64, "num_classes": 10, "dim": 24, "depth": 1, "heads": 2, "mlp_dim": 24}
+CVT: dict[str, Any] = {"num_classes": 10, "s1_emb_dim": 8, "s2_emb_dim": 12, "s3_emb_dim": 16, "s3_depth": 1}
+TWINS: dict[str, Any] = {"num_classes": 10, "s1_emb_dim": 8, "s2_emb_dim": 12, "s3_emb_dim": 16, "s4_emb_dim": 20}
+TWINS |= {f"s{stage}_local_patch_size": 2 for stage in (1, 2, 3)} | {f"s{stage}_global_k": 2 for stage in (1, 2, 3, 4)}
+TWINS |= {"s3_depth": 1, "s4_depth": 1}
+LEVIT: dict[str, Any] = {"image_size": 64, "num_classes": 10, "dim": (16, 24, 32), "depth": 1, "heads": (2, 3, 4)}
+LEVIT |= {"mlp_mult": 2, "dim_key": 8, "dim_value": 16}
 CASES = {
     "pit": Case("pit.PiT", PIT),
     "pit, own heads": Case("pit.PiT", {**PIT, "heads": (1, 2), "channels": 1}, (1, 64, 64)),
     "cross_vit": Case("cross_vit.CrossViT", CROSS),
     "cross_vit, one width": Case("cross_vit.CrossViT", {**CROSS, "lg_dim": 16, "channels": 1}, (1, 64, 64)),
+    "cvt": Case("cvt.CvT", CVT),
+    "cvt, grey": Case("cvt.CvT", {**CVT, "channels": 1, "s2_proj_kernel": 5, "s2_heads": 1}, (1, 64, 32)),
+    "twins_svt": Case("twins_svt.TwinsSVT", TWINS),
+    "twins_svt, wide positions": Case("twins_svt.TwinsSVT", {**TWINS, "peg_kernel_size": 5}, (3, 128, 64)),
+    "levit": Case("levit.LeViT", LEVIT),
+    "levit, odd map": Case("levit.LeViT", {**LEVIT, "image_size": 80, "heads": 2, "stages": 4}, (3, 80, 80)),
     "t2t": Case("t2t.T2TViT", T2T),
     "t2t, mean": Case("t2t.T2TViT", {**T2T, "pool": "mean", "t2t_layers": ((3, 2), (3, 2))}),
 }
@@ -31,6 +43,9 @@ BAD: dict[str, tuple[str, dict[str, Any]]] = {
     "depth": ("pit.PiT", {**PIT, "depth": 2}),
     "heads": ("pit.PiT", {**PIT, "heads": (1, 2, 3)}),
     "sm_patch_size": ("cross_vit.CrossViT", {**CROSS, "sm_patch_size": 12}),
+    "s2_proj_kernel": ("cvt.CvT", {**CVT, "s2_proj_kernel": 4}),
+    "peg_kernel_size": ("twins_svt.TwinsSVT", {**TWINS, "peg_kernel_size": 2}),
+    "dim": ("levit.LeViT", {**LEVIT, "dim": (16, 24, 32, 48)}),
     "pool": ("t2t.T2TViT", {**T2T, "pool": "max"}),
     "mlp_dim": ("t2t.T2TViT", {**T2T, "mlp_dim": None}),
 }
@@ -89,3 +104,7 @@ def test_distillation_token_becomes_what_theirs_becomes() -> None:
     x, token = inputs((3, 64, 64), 2, 1), torch.randn(1, 24)
     with torch.no_grad():
         assert far(mine(x, token), reference(x, token)) <= CLOSE
+
+
+def test_levit_has_a_second_head_where_it_is_asked_for() -> None:
+    check_parity(Case("levit.LeViT", {**LEVIT, "num_distill_classes": 7}))

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from vitdeploy.errors import UsageError
+from vitdeploy.models.blocks import parts
 from vitdeploy.models.layers import ACTIVATIONS, DropPath, attend, to_pair
 
 
@@ -305,3 +307,137 @@ def check_image_size(size: tuple[int, int], stride: int) -> None:
         f"Image size {size[0]}x{size[1]} is not a multiple of LeViT's stem stride {stride}.",
         fix=f"The nearest sizes that are: {near}.",
     )
+
+
+# --- vit-pytorch's, with its constructor and parameter names ------------------------------------------------------------
+
+
+def conv_norm(dim: int, dim_out: int, stride: int = 1) -> nn.Sequential:
+    """A 1x1 convolution without bias, then BatchNorm."""
+    return nn.Sequential(nn.Conv2d(dim, dim_out, 1, stride, bias=False), nn.BatchNorm2d(dim_out))
+
+
+class MapAttention(nn.Module):
+    """Attention over (B, dim, size, size), with a learned bias of each head by (|dy|, |dx|); with `stride` 2 to
+    (B, dim_out, size / 2, size / 2)."""
+
+    def __init__(
+        self, dim: int, size: int, heads: int, key: int, value: int, dropout: float, dim_out: int, stride: int
+    ) -> None:
+        super().__init__()
+        self.heads, self.drop = heads, dropout
+        self.scale = key**-0.5
+        self.to_q = conv_norm(dim, key * heads, stride)
+        self.to_k = conv_norm(dim, key * heads)
+        self.to_v = conv_norm(dim, value * heads)
+        norm = nn.BatchNorm2d(dim_out)
+        nn.init.zeros_(norm.weight)
+        self.to_out = nn.Sequential(nn.GELU(), nn.Conv2d(value * heads, dim_out, 1), norm, nn.Dropout(dropout))
+        self.pos_bias = nn.Embedding(size * size, heads)
+        away = (torch.arange(0, size, stride)[:, None] - torch.arange(size)).abs()
+        offsets = away[:, None, :, None] * size + away[None, :, None, :]
+        self.pos_indices: Tensor
+        self.register_buffer("pos_indices", offsets.flatten(2).flatten(0, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = (self.to_q(x), self.to_k(x), self.to_v(x))
+        q, k, v = (rearrange(t, "b (h d) y x -> b h (y x) d", h=self.heads) for t in found)
+        bias = self.pos_bias.weight.t()[:, self.pos_indices] / self.scale
+        out = attend(q, k, v, self.scale, bias, self.drop if self.training else 0.0)
+        return self.to_out(rearrange(out, "b h (y x) d -> b (h d) y x", y=found[0].shape[-2]))
+
+
+class MapFeedForward(nn.Module):
+    """Two 1x1 convolutions with HardSwish between."""
+
+    def __init__(self, dim: int, mult: int, dropout: float) -> None:
+        super().__init__()
+        layers = [nn.Conv2d(dim, dim * mult, 1), nn.Hardswish(), nn.Dropout(dropout), nn.Conv2d(dim * mult, dim, 1)]
+        self.net = nn.Sequential(*layers, nn.Dropout(dropout))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class MapTransformer(nn.Module):
+    """Layers over maps; those that shrink or widen have no residual round their attention."""
+
+    def __init__(
+        self, depth: int, dim: int, dim_out: int, mult: int, dropout: float, shrinks: bool, **attention: int
+    ) -> None:
+        super().__init__()
+        self.residual = not shrinks and dim == dim_out
+        self.layers = nn.ModuleList()
+        for _ in range(depth):
+            attn = MapAttention(dim, dropout=dropout, dim_out=dim_out, stride=2 if shrinks else 1, **attention)
+            self.layers.append(nn.ModuleList([attn, MapFeedForward(dim_out, mult, dropout)]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for attn, ff in parts(self.layers):
+            x = x + attn(x) if self.residual else attn(x)
+            x = x + ff(x)
+        return x
+
+
+class LeViT(nn.Module):
+    """Images (B, 3, image_size, image_size) to logits (B, num_classes); with `num_distill_classes` to these and the
+    logits of a second head.
+
+    It is not the paper's: the stem has no BatchNorm and no activation, position biases are divided by the scale of the
+    scores, GELU stands before the projection, MLPs have no BatchNorm, and both heads are plain. The paper's is
+    `levit_256` of the catalog, the class Levit above.
+
+    Args:
+        dim, depth, heads: of each stage; where fewer are given the last is for the rest.
+
+    Raises:
+        ValueError: more numbers than stages.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        num_classes: int,
+        dim: int | tuple[int, ...],
+        depth: int | tuple[int, ...],
+        heads: int | tuple[int, ...],
+        mlp_mult: int,
+        stages: int = 3,
+        dim_key: int = 32,
+        dim_value: int = 64,
+        dropout: float = 0.0,
+        num_distill_classes: int | None = None,
+    ) -> None:
+        super().__init__()
+        dims = of_stages("dim", dim, stages)
+        widths = (3, 32, 64, 128, dims[0])
+        convolutions = (nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairwise(widths))
+        self.conv_embedding = nn.Sequential(*convolutions)
+        size = image_size // 16
+        if size < 1:
+            raise ValueError(f"image_size ({image_size}) must be 16 or more")
+        layers: list[nn.Module] = []
+        sizes = zip(dims, of_stages("depth", depth, stages), of_stages("heads", heads, stages), strict=True)
+        for stage, (width, count, of_stage) in enumerate(sizes):
+            attention = {"key": dim_key, "value": dim_value, "size": size}
+            layers.append(MapTransformer(count, width, width, mlp_mult, dropout, False, heads=of_stage, **attention))
+            if stage < stages - 1:
+                wide = dims[stage + 1]
+                layers.append(MapTransformer(1, width, wide, mlp_mult, 0.0, True, heads=of_stage * 2, **attention))
+                size = (size + 1) // 2
+        self.backbone = nn.Sequential(*layers)
+        self.distill_head = nn.Linear(dims[-1], num_distill_classes) if num_distill_classes is not None else None
+        self.mlp_head = nn.Linear(dims[-1], num_classes)
+
+    def forward(self, img: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = self.backbone(self.conv_embedding(img)).mean(dim=(-2, -1))
+        return self.mlp_head(x) if self.distill_head is None else (self.mlp_head(x), self.distill_head(x))
+
+
+def of_stages(name: str, value: int | tuple[int, ...], stages: int) -> tuple[int, ...]:
+    """A number of each stage; the last given is for the rest. Raises ValueError where there are too many."""
+    given = value if isinstance(value, tuple) else (value,)
+    if len(given) > stages or not given:
+        raise ValueError(f"{name} {given} must be 1 to {stages} numbers, one a stage")
+    return given + given[-1:] * (stages - len(given))

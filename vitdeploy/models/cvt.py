@@ -1,0 +1,127 @@
+"""CvT: convolutions make the tokens, and the queries, keys and values, so that positions need no embedding (Wu et al.,
+2103.15808)."""
+
+from __future__ import annotations
+
+from einops import rearrange
+from einops.layers.torch import Reduce
+from torch import Tensor, nn
+
+from vitdeploy.models.blocks import ChannelNorm, MapFeedForward, Transformer
+from vitdeploy.models.layers import attend
+
+
+class Projection(nn.Module):
+    """A convolution of each channel with BatchNorm, then one across channels."""
+
+    def __init__(self, dim: int, dim_out: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        depthwise = nn.Conv2d(dim, dim, kernel, stride, kernel // 2, groups=dim, bias=False)
+        self.net = nn.Sequential(depthwise, nn.BatchNorm2d(dim), nn.Conv2d(dim, dim_out, 1, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class ConvolvedAttention(nn.Module):
+    """Attention over (B, dim, H, W); keys and values are of every `stride`-th pixel."""
+
+    def __init__(self, dim: int, kernel: int, stride: int, heads: int, dim_head: int, dropout: float) -> None:
+        super().__init__()
+        inner = heads * dim_head
+        self.heads, self.drop = heads, dropout
+        self.scale = dim_head**-0.5
+        self.norm = ChannelNorm(dim)
+        self.to_q = Projection(dim, inner, kernel, 1)
+        self.to_kv = Projection(dim, inner * 2, kernel, stride)
+        self.to_out = nn.Sequential(nn.Conv2d(inner, dim, 1), nn.Dropout(dropout))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x)
+        found = (self.to_q(x), *self.to_kv(x).chunk(2, dim=1))
+        q, k, v = (rearrange(t, "b (h d) y x -> b h (y x) d", h=self.heads) for t in found)
+        out = attend(q, k, v, self.scale, dropout=self.drop if self.training else 0.0)
+        return self.to_out(rearrange(out, "b h (y x) d -> b (h d) y x", y=x.shape[-2]))
+
+
+def stage(
+    channels: int,
+    dim: int,
+    emb: tuple[int, int],
+    proj: tuple[int, int],
+    heads: int,
+    depth: int,
+    mlp_mult: int,
+    dropout: float,
+) -> nn.Sequential:
+    """A convolution to tokens by `emb` (kernel, stride), then a transformer whose projections are by `proj`."""
+    attentions = [ConvolvedAttention(dim, *proj, heads, 64, dropout) for _ in range(depth)]
+    blocks = [(attention, MapFeedForward(dim, mlp_mult, dropout)) for attention in attentions]
+    embed = nn.Conv2d(channels, dim, emb[0], emb[1], emb[0] // 2)
+    return nn.Sequential(embed, ChannelNorm(dim), Transformer(dim, blocks, norm=False))
+
+
+class CvT(nn.Module):
+    """Images (B, channels, H, W) of any size to logits (B, num_classes).
+
+    Args:
+        s1_..., s2_..., s3_...: of each stage: width, kernel and stride of its embedding, kernel of its projections and
+            stride of those to keys and values, heads, layers, and how much wider its MLPs are.
+
+    Raises:
+        ValueError: an even kernel.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        s1_emb_dim: int = 64,
+        s1_emb_kernel: int = 7,
+        s1_emb_stride: int = 4,
+        s1_proj_kernel: int = 3,
+        s1_kv_proj_stride: int = 2,
+        s1_heads: int = 1,
+        s1_depth: int = 1,
+        s1_mlp_mult: int = 4,
+        s2_emb_dim: int = 192,
+        s2_emb_kernel: int = 3,
+        s2_emb_stride: int = 2,
+        s2_proj_kernel: int = 3,
+        s2_kv_proj_stride: int = 2,
+        s2_heads: int = 3,
+        s2_depth: int = 2,
+        s2_mlp_mult: int = 4,
+        s3_emb_dim: int = 384,
+        s3_emb_kernel: int = 3,
+        s3_emb_stride: int = 2,
+        s3_proj_kernel: int = 3,
+        s3_kv_proj_stride: int = 2,
+        s3_heads: int = 6,
+        s3_depth: int = 10,
+        s3_mlp_mult: int = 4,
+        dropout: float = 0.0,
+        channels: int = 3,
+    ) -> None:
+        super().__init__()
+        kernels = {"s1_proj_kernel": s1_proj_kernel, "s2_proj_kernel": s2_proj_kernel, "s3_proj_kernel": s3_proj_kernel}
+        for name, kernel in kernels.items():
+            if kernel % 2 == 0:
+                raise ValueError(f"{name} ({kernel}) must be odd")
+        emb1, emb2, emb3 = (
+            (s1_emb_kernel, s1_emb_stride),
+            (s2_emb_kernel, s2_emb_stride),
+            (s3_emb_kernel, s3_emb_stride),
+        )
+        proj1, proj2 = (s1_proj_kernel, s1_kv_proj_stride), (s2_proj_kernel, s2_kv_proj_stride)
+        proj3 = (s3_proj_kernel, s3_kv_proj_stride)
+        self.layers = nn.Sequential(
+            stage(channels, s1_emb_dim, emb1, proj1, s1_heads, s1_depth, s1_mlp_mult, dropout),
+            stage(s1_emb_dim, s2_emb_dim, emb2, proj2, s2_heads, s2_depth, s2_mlp_mult, dropout),
+            stage(s2_emb_dim, s3_emb_dim, emb3, proj3, s3_heads, s3_depth, s3_mlp_mult, dropout),
+        )
+        pool = Reduce("b c h w -> b c", "mean")
+        self.to_logits = nn.Sequential(pool, nn.Identity(), nn.Linear(s3_emb_dim, num_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.to_logits(self.layers(x))
