@@ -42,15 +42,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = 
     While a graph is traced this is spelled out, so that every exporter sees the same MatMul, Softmax, MatMul; but for
     compilers of PyTorch programs, whose fused kernels are known by the one op (see attention_as_one_op).
     """
-    if _as_one_op or not torch.compiler.is_exporting():
+    if _recorded is None and (_as_one_op or not torch.compiler.is_exporting()):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale)
     scores = (q * scale) @ k.transpose(-2, -1)
     if bias is not None:
         scores = scores + bias
-    return scores.softmax(dim=-1) @ v
+    weights = scores.softmax(dim=-1)
+    if _recorded is not None:
+        _recorded.append(weights)
+    return (F.dropout(weights, dropout) if dropout else weights) @ v
 
 
 _as_one_op = False
+_recorded: list[Tensor] | None = None
 
 
 @contextmanager
@@ -62,6 +66,17 @@ def attention_as_one_op() -> Iterator[None]:
         yield
     finally:
         _as_one_op = before
+
+
+@contextmanager
+def attention_recorded() -> Iterator[list[Tensor]]:
+    """What runs or is traced within leaves the weights of each `attend`, before dropout, in the list given."""
+    global _recorded
+    before, _recorded = _recorded, []
+    try:
+        yield _recorded
+    finally:
+        _recorded = before
 
 
 class DropPath(nn.Module):
