@@ -252,7 +252,8 @@ class MaskedTransformer(Transformer):
     """Transformer whose attentions take a bias."""
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        for attn, ff in self.layers:  # type: ignore[misc]
+        layers: Any = self.layers
+        for attn, ff in layers:
             x = x + attn(x, bias=bias)
             x = x + ff(x)
         return self.norm(x)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from vitdeploy.models.blocks import pair, quotient
 from vitdeploy.models.layers import Attention, DropPath, linspace_rates
 
-CONVOLUTIONS = {2: nn.Conv2d, 3: nn.Conv3d}
-POOLS = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+CONVOLUTIONS: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
+POOLS: dict[int, Any] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 Sizes = Sequence[int]  # one for each axis
 
 
@@ -34,9 +34,9 @@ class Tokenizer(nn.Module):
         self.conv_layers = nn.Sequential(
             *(
                 nn.Sequential(
-                    CONVOLUTIONS[axes](before, after, *map(tuple, conv), bias=False),  # type: ignore[arg-type]
+                    CONVOLUTIONS[axes](before, after, *map(tuple, conv), bias=False),
                     nn.ReLU(),
-                    POOLS[axes](*map(tuple, pool)),  # type: ignore[arg-type]
+                    POOLS[axes](*map(tuple, pool)),
                 )
                 for before, after in pairwise(widths)
             )
@@ -75,6 +75,8 @@ class Block(nn.Module):
 
 class TransformerClassifier(nn.Module):
     """Tokens (B, n, dim) to logits (B, num_classes), pooled with weights that each token gives itself."""
+
+    positional_emb: Tensor | None
 
     def __init__(
         self,

@@ -35,7 +35,8 @@ class FactorizedTransformer(nn.Module):
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         if bias is not None:
             bias = bias[:, None]
-        for spatial, temporal, ff in self.layers:  # type: ignore[misc]
+        layers: Any = self.layers
+        for spatial, temporal, ff in layers:
             x = (x + spatial(x)).transpose(1, 2)
             x = x + temporal(x, bias=bias)
             x = (x + ff(x)).transpose(1, 2)
