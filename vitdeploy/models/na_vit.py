@@ -123,6 +123,8 @@ def pack(
 class LayerNorm(nn.Module):
     """LayerNorm without a bias, but with a buffer of zeros in its place."""
 
+    beta: Tensor
+
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(dim))
@@ -141,7 +143,7 @@ class HeadNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(heads, 1, dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(x, dim=-1) * self.scale * self.gamma
+        return x / x.norm(dim=-1, keepdim=True).clamp(min=1e-12) * (self.scale * self.gamma)
 
 
 class Attention(MaskedAttention):
@@ -214,7 +216,7 @@ class NaViT(nn.Module):
 
         blocks = ((attention(dim, heads, dim_head, dropout), ff()) for _ in range(depth))
         self.transformer = MaskedTransformer(dim, blocks)
-        self.transformer.norm = norm(dim)
+        self.transformer.norm = norm(dim)  # type: ignore[assignment]
         self.attn_pool_queries = nn.Parameter(torch.randn(dim))
         self.attn_pool = attention(dim, heads, dim_head, 0.0)
         self.to_latent = nn.Identity()
@@ -269,7 +271,10 @@ class NaViT(nn.Module):
 
 
 class PackedNaViT(nn.Module):
-    """`forward_packed` of a NaViT as a module, which exporters can trace."""
+    """`forward_packed` of a NaViT as a module, which exporters can trace.
+
+    With `length` and `slots` given to `pack` only the batch is free, and the graph computes no shapes.
+    """
 
     def __init__(self, vit: NaViT) -> None:
         super().__init__()
