@@ -75,13 +75,13 @@ def prepend(tokens: Tensor, x: Tensor) -> Tensor:
 
     Both are padded with zeros and added, so that nothing is expanded to the batch, whose size a graph need not know.
     """
-    count, length = tokens.shape[-2], x.shape[1]
+    count, length = tokens.shape[-2], x.shape[-2]
     return F.pad(x, (0, 0, count, 0)) + F.pad(tokens, (0, 0, 0, length))
 
 
 def append(x: Tensor, tokens: Tensor) -> Tensor:
     """The same, behind each sequence."""
-    count, length = tokens.shape[-2], x.shape[1]
+    count, length = tokens.shape[-2], x.shape[-2]
     return F.pad(x, (0, 0, 0, count)) + F.pad(tokens, (0, 0, length, 0))
 
 
@@ -91,13 +91,13 @@ def parts(layers: nn.ModuleList) -> Iterator[tuple[nn.Module, ...]]:
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(B, n, heads * d) to (B, heads, n, d)."""
-    return rearrange(x, "b n (h d) -> b h n d", h=heads)
+    """(..., n, heads * d) to (..., heads, n, d)."""
+    return rearrange(x, "... n (h d) -> ... h n d", h=heads)
 
 
 def merge_heads(x: Tensor) -> Tensor:
-    """(B, heads, n, d) to (B, n, heads * d)."""
-    return rearrange(x, "b h n d -> b n (h d)")
+    """(..., heads, n, d) to (..., n, heads * d)."""
+    return rearrange(x, "... h n d -> ... n (h d)")
 
 
 class ChannelNorm(nn.Module):
@@ -320,3 +320,47 @@ class PatchDropout(nn.Module):
 def unit(x: Tensor) -> Tensor:
     """Vectors along the last dimension divided by their length."""
     return x / x.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+
+
+def video_grid(frames: int, frame_patch_size: int, image_size: Any, image_patch_size: Any) -> tuple[int, int, int]:
+    """Patches along time, down and across. Raises ValueError where patches do not fill the video."""
+    sizes = zip(pair(image_size), pair(image_patch_size), strict=True)
+    rows, columns = (quotient("image_size", size, "image_patch_size", patch) for size, patch in sizes)
+    return quotient("frames", frames, "frame_patch_size", frame_patch_size), rows, columns
+
+
+def video_embedding(
+    dim: int, frame_patch_size: int, image_patch_size: Any, channels: int = 3, tokens: str = "(f h w)"
+) -> nn.Sequential:
+    """Videos (B, C, F, H, W) to tokens (B, f h w, dim), or with `tokens` 'f (h w)' to (B, f, h w, dim)."""
+    height, width = pair(image_patch_size)
+    patch_dim = channels * frame_patch_size * height * width
+    return nn.Sequential(
+        Rearrange(f"b c (f pf) (h p1) (w p2) -> b {tokens} (pf p1 p2 c)", pf=frame_patch_size, p1=height, p2=width),
+        nn.LayerNorm(patch_dim),
+        nn.Linear(patch_dim, dim),
+        nn.LayerNorm(dim),
+    )
+
+
+def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to scores: nothing where `mask` is true, and elsewhere the lowest number that is finite."""
+    return (~mask).to(dtype) * torch.finfo(dtype).min
+
+
+class MaskedAttention(Attention):
+    """Attention with a bias on the scores, which broadcasts to (..., heads, tokens, tokens)."""
+
+    def forward(self, x: Tensor, context: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        q, k, v = self.qkv(self.norm(x), context)
+        return self.to_out(merge_heads(attend(q, k, v, self.scale, bias, self.drop if self.training else 0.0)))
+
+
+class MaskedTransformer(Transformer):
+    """Transformer whose attentions take a bias."""
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        for attn, ff in parts(self.layers):
+            x = x + attn(x, bias=bias)
+            x = x + ff(x)
+        return self.norm(x)

@@ -14,6 +14,7 @@ from vitdeploy.models.blocks import (
     Size,
     append,
     grid,
+    mask_bias,
     merge_heads,
     norm_head,
     parts,
@@ -32,7 +33,7 @@ class MemoryAttention(Attention):
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, memories: Tensor | None = None) -> Tensor:
         x = self.norm(x)
         q, k, v = self.qkv(x, x if memories is None else append(x, memories))
-        bias = None if attn_mask is None else (~attn_mask).to(x.dtype) * torch.finfo(x.dtype).min
+        bias = None if attn_mask is None else mask_bias(attn_mask, x.dtype)
         return self.to_out(merge_heads(attend(q, k, v, self.scale, bias, self.drop if self.training else 0.0)))
 
 

@@ -309,7 +309,7 @@ def check_image_size(size: tuple[int, int], stride: int) -> None:
     )
 
 
-# --- vit-pytorch's, with its constructor and parameter names ------------------------------------------------------------
+# --- vit-pytorch's, with its constructor and parameter names ---
 
 
 def conv_norm(dim: int, dim_out: int, stride: int = 1) -> nn.Sequential:
