@@ -29,6 +29,8 @@ CASES = {
     "patch dropout": Case("vit_with_patch_dropout.ViT", VIT),
     "patch dropout, mean": Case("vit_with_patch_dropout.ViT", {**WIDE, "pool": "mean"}, (3, 32, 64)),
     "patch dropout, simple": Case("simple_vit_with_patch_dropout.SimpleViT", PLAIN),
+    "hyper": Case("simple_vit_with_hyper_connections.SimpleViT", {**PLAIN, "num_residual_streams": 3}),
+    "hyper, one stream": Case("simple_vit_with_hyper_connections.SimpleViT", {**PLAIN, "num_residual_streams": 1}),
     "mp3": Case("mp3.ViT", {**WIDE, "channels": 1}, (1, 32, 64)),
     "cait": Case("cait.CaiT", {**VIT, "cls_depth": 2}),
     "cait, a smaller image": Case("cait.CaiT", {**VIT, "cls_depth": 1, "dim_head": 8}, (3, 32, 64)),

@@ -25,6 +25,15 @@ COARSE: Arguments = {**BASE, "image_size": 256, "patch_size": 32}
 FINE: Arguments = {**BASE, "image_size": 256, "patch_size": 16, "heads": 8}
 T2T: Arguments = {"dim": 512, "image_size": 224, "depth": 5, "heads": 8, "mlp_dim": 512, "num_classes": 1000}
 CCT: Arguments = {"img_size": 224, "n_conv_layers": 1, "kernel_size": 7, "stride": 2, "padding": 3, "num_classes": 1000}
+CCT_SIZES: tuple[tuple[int, int, int, int], ...] = (
+    (2, 2, 1, 128),
+    (4, 2, 1, 128),
+    (6, 4, 2, 256),
+    (7, 4, 2, 256),
+    (8, 4, 2, 256),
+    (14, 6, 3, 384),
+    (16, 6, 3, 384),
+)
 STAGES: Arguments = {"num_classes": 1000}
 PYRAMID: Arguments = {**STAGES, "dim": (64, 128, 256, 512), "depth": (2, 2, 8, 2)}
 SCALABLE: Arguments = {**STAGES, "dim": 64, "heads": (2, 4, 8, 16), "depth": (2, 2, 20, 2)} | {
@@ -79,8 +88,9 @@ def _entries() -> Iterator[Entry]:
     yield _entry("deepvit:DeepViT", "Zhou et al., DeepViT, 2103.11886", COARSE)
     yield _entry("cait:CaiT", "Touvron et al., Going deeper, 2103.17239", COARSE, depth=12, cls_depth=2)
     yield _entry("t2t:T2TViT", "Yuan et al., Tokens-to-Token ViT, 2101.11986", T2T)
-    for name in ("cct_2", "cct_4", "cct_6", "cct_7", "cct_8", "cct_14", "cct_16"):
-        yield _entry(f"cct:{name}", "Hassani et al., Compact Transformers, 2104.05704", CCT, name=name)
+    for layers, heads, ratio, width in CCT_SIZES:
+        sized = {**CCT, "num_layers": layers, "num_heads": heads, "mlp_ratio": ratio, "embedding_dim": width}
+        yield _entry("cct:CCT", "Hassani et al., Compact Transformers, 2104.05704", sized, name=f"cct_{layers}")
     large = {"lg_dim": 384, "lg_patch_size": 64, "lg_enc_depth": 3}
     small = {"sm_dim": 192, "sm_patch_size": 16, "sm_enc_depth": 2}
     cross = {"image_size": 256, "num_classes": 1000, "depth": 4, **small, **large}
