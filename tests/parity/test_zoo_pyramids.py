@@ -26,6 +26,7 @@ LEVIT: dict[str, Any] = {"image_size": 64, "num_classes": 10, "dim": (16, 24, 32
 LEVIT |= {"mlp_mult": 2, "dim_key": 8, "dim_value": 16}
 CCT: dict[str, Any] = {"img_size": (32, 64), "embedding_dim": 16, "num_layers": 2, "num_heads": 2, "mlp_ratio": 2.0}
 CCT |= {"num_classes": 10, "kernel_size": 5, "padding": 2}
+MAX: dict[str, Any] = {"num_classes": 10, "dim": 16, "depth": (2, 1), "dim_head": 8, "window_size": 4}
 CASES = {
     "pit": Case("pit.PiT", PIT),
     "pit, own heads": Case("pit.PiT", {**PIT, "heads": (1, 2), "channels": 1}, (1, 64, 64)),
@@ -40,6 +41,8 @@ CASES = {
     "cct": Case("cct.CCT", CCT, (3, 32, 64)),
     "cct, two convolutions": Case("cct.CCT", {**CCT, "n_conv_layers": 2, "positional_embedding": "none"}, (3, 32, 64)),
     "cct_2": Case("cct.cct_2", {"img_size": 32, "num_classes": 10, "positional_embedding": "learnable"}, (3, 32, 32)),
+    "max_vit": Case("max_vit.MaxViT", MAX, (3, 64, 64)),
+    "max_vit, wide": Case("max_vit.MaxViT", {**MAX, "depth": (1,), "dim_conv_stem": 4, "channels": 1}, (1, 32, 64)),
     "t2t": Case("t2t.T2TViT", T2T),
     "t2t, mean": Case("t2t.T2TViT", {**T2T, "pool": "mean", "t2t_layers": ((3, 2), (3, 2))}),
 }
@@ -51,6 +54,7 @@ BAD: dict[str, tuple[str, dict[str, Any]]] = {
     "s2_proj_kernel": ("cvt.CvT", {**CVT, "s2_proj_kernel": 4}),
     "peg_kernel_size": ("twins_svt.TwinsSVT", {**TWINS, "peg_kernel_size": 2}),
     "dim": ("levit.LeViT", {**LEVIT, "dim": (16, 24, 32, 48)}),
+    "dim_head": ("max_vit.MaxViT", {**MAX, "dim_head": 5}),
     "pool": ("t2t.T2TViT", {**T2T, "pool": "max"}),
     "mlp_dim": ("t2t.T2TViT", {**T2T, "mlp_dim": None}),
 }

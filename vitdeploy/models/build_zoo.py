@@ -7,7 +7,7 @@ import importlib
 import inspect
 import types
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
 from vitdeploy.errors import UsageError
 from vitdeploy.models import zoo
@@ -55,16 +55,18 @@ def settle(
 
 def parameters(entry: zoo.Entry) -> dict[str, Any]:
     """Types by name, of what the constructor takes; Any where it does not say."""
-    made = constructor(entry)
-    hints = get_type_hints(vars(made)["__init__"] if isinstance(made, type) else made)
-    return {name: hints.get(name, Any) for name in defaults(entry)}
+    return {p.name: Any if p.annotation is p.empty else p.annotation for p in named(entry)}
 
 
 def defaults(entry: zoo.Entry) -> dict[str, Any]:
     """Every argument by name, with what it is where nothing else is said."""
-    found = inspect.signature(constructor(entry)).parameters.values()
-    named = [p for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    return {p.name: entry.arguments.get(p.name, p.default) for p in named}
+    return {p.name: entry.arguments.get(p.name, p.default) for p in named(entry)}
+
+
+def named(entry: zoo.Entry) -> list[inspect.Parameter]:
+    """What the constructor takes by name."""
+    found = inspect.signature(constructor(entry), eval_str=True).parameters.values()
+    return [p for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
 def check_argument(entry: zoo.Entry, key: str, value: Any, known: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ class DistillMixin(nn.Module):
     to_latent: Any
     mlp_head: Any
     pool: Any
+
+    def __init_subclass__(cls) -> None:
+        cls.__signature__ = inspect.signature(cls.model, eval_str=True)  # type: ignore[attr-defined]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

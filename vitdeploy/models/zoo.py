@@ -35,13 +35,6 @@ CCT_SIZES: tuple[tuple[int, int, int, int], ...] = (
     (16, 6, 3, 384),
 )
 STAGES: Arguments = {"num_classes": 1000}
-PYRAMID: Arguments = {**STAGES, "dim": (64, 128, 256, 512), "depth": (2, 2, 8, 2)}
-SCALABLE: Arguments = {**STAGES, "dim": 64, "heads": (2, 4, 8, 16), "depth": (2, 2, 20, 2)} | {
-    "ssa_dim_key": (40, 40, 40, 32),
-    "reduction_factor": (8, 4, 2, 1),
-    "window_size": (64, 32, None, None),
-}
-SEPARABLE: Arguments = {**STAGES, "dim": 32, "dim_head": 32, "heads": (1, 2, 4, 8), "depth": (1, 2, 6, 2)}
 MOBILE: Arguments = {**STAGES, "image_size": (256, 256), "dims": (96, 120, 144)} | {
     "channels": (16, 32, 48, 48, 64, 64, 80, 80, 96, 96, 384)
 }
@@ -101,10 +94,6 @@ def _entries() -> Iterator[Entry]:
     yield _entry("levit:LeViT", "Graham et al., LeViT, 2104.01136", {**STAGES, **levit})
     yield _entry("cvt:CvT", "Wu et al., CvT, 2103.15808", STAGES, s3_heads=4)
     yield _entry("twins_svt:TwinsSVT", "Chu et al., Twins, 2104.13840", STAGES)
-    yield _entry("regionvit:RegionViT", "Chen et al., RegionViT, 2106.02689", PYRAMID)
-    yield _entry("crossformer:CrossFormer", "Wang et al., CrossFormer, 2108.00154", PYRAMID)
-    yield _entry("scalable_vit:ScalableViT", "Yang et al., ScalableViT, 2203.10790", SCALABLE, side=256)
-    yield _entry("sep_vit:SepViT", "Li et al., SepViT, 2203.15380", SEPARABLE)
     maxvit: Arguments = {"dim_conv_stem": 64, "dim": 96, "depth": (2, 2, 5, 2)}
     yield _entry("max_vit:MaxViT", "Tu et al., MaxViT, 2204.01697", {**STAGES, **maxvit})
     nest = {"image_size": 224, "patch_size": 4, "dim": 96, "heads": 3, "num_hierarchies": 3, "num_classes": 1000}
@@ -112,8 +101,6 @@ def _entries() -> Iterator[Entry]:
     yield _entry("mobile_vit:MobileViT", "Mehta and Rastegari, MobileViT, 2110.02178", MOBILE)
     yield _entry("xcit:XCiT", "El-Nouby et al., XCiT, 2106.09681", COARSE, depth=12, cls_depth=2)
     yield _entry("mp3:ViT", "Zhai et al., Position Prediction as Pretraining, 2207.07611", FINE, patch_size=8)
-    kept = (256, 128, 64, 32, 16, 8)
-    yield _entry("ats_vit:ViT", "Fayyaz et al., Token Sampling, 2111.15667", FINE, heads=16, max_tokens_per_depth=kept)
     yield _entry("vit_with_patch_merger:ViT", "Renggli et al., Learning to Merge Tokens, 2202.12015", FINE, depth=12)
     yield _entry("vit_for_small_dataset:ViT", "Lee et al., ViT for Small-Size Datasets, 2112.13492", FINE, heads=16)
     yield _entry("parallel_vit:ViT", "Touvron et al., Three things about ViTs, 2203.09795", FINE)
@@ -121,10 +108,7 @@ def _entries() -> Iterator[Entry]:
     yield _entry("local_vit:LocalViT", "Li et al., LocalViT, 2104.05707", COARSE)
     yield _entry("rvt:RvT", "Su et al., RoFormer, 2104.09864", COARSE)
     yield _entry("simple_vit_with_register_tokens:SimpleViT", "Darcet et al., Registers, 2309.16588", COARSE)
-    look: Arguments = {"image_size": 256, "patch_size": 32, "highres_patch_size": 8, "highres_mlp_factor": 2}
-    yield _entry("look_vit:LookViT", "Koner et al., LookupViT, 2407.12753", look, num_classes=1000, dim=512, depth=2)
     yield _entry("simple_vit_with_value_residual:SimpleViT", "Zhou et al., Value Residual, 2410.17897", COARSE)
-    yield _entry("normalized_vit:nViT", "Loshchilov et al., nGPT, 2410.01131", FINE)
     hyper = {**COARSE, "num_residual_streams": 8}
     yield _entry("simple_vit_with_hyper_connections:SimpleViT", "Zhu et al., Hyper-Connections, 2409.19606", hyper)
     yield _entry("vit_with_patch_dropout:ViT", "Liu et al., PatchDropout, 2208.07220", COARSE)
