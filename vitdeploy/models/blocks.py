@@ -364,3 +364,22 @@ class MaskedTransformer(Transformer):
             x = x + attn(x, bias=bias)
             x = x + ff(x)
         return self.norm(x)
+
+
+def of_stages(name: str, value: int | tuple[int, ...], stages: int) -> tuple[int, ...]:
+    """A number of each stage; one is for all. Raises ValueError where there are others than there are stages."""
+    found = value if isinstance(value, tuple) else (value,) * stages
+    if len(found) != stages:
+        raise ValueError(f"{name} {found} must be a number, or {stages} of them, one a stage")
+    return found
+
+
+class PEG(nn.Module):
+    """Positions as a convolution of each channel sees them, added to (B, dim, H, W) (Chu et al., 2102.10882)."""
+
+    def __init__(self, dim: int, kernel_size: int = 3) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.proj(x)

@@ -8,7 +8,7 @@ from einops import rearrange
 from einops.layers.torch import Rearrange, Reduce
 from torch import Tensor, nn
 
-from vitdeploy.models.blocks import ChannelNorm, MapFeedForward, Transformer, parts, quotient
+from vitdeploy.models.blocks import ChannelNorm, MapFeedForward, Transformer, of_stages, parts, quotient
 from vitdeploy.models.layers import attend
 
 
@@ -83,9 +83,7 @@ class NesT(nn.Module):
         blocks = 2 ** (num_hierarchies - 1)
         rows = quotient("image_size", image_size, "patch_size", patch_size)
         side = quotient("image_size / patch_size", rows, "2 ** (num_hierarchies - 1)", blocks)
-        repeats = block_repeats if isinstance(block_repeats, tuple) else (block_repeats,) * num_hierarchies
-        if len(repeats) != num_hierarchies:
-            raise ValueError(f"block_repeats {repeats} must have num_hierarchies ({num_hierarchies}) numbers")
+        repeats = of_stages("block_repeats", block_repeats, num_hierarchies)
         patch_dim = channels * patch_size**2
         self.to_patch_embedding = nn.Sequential(
             Rearrange("b c (h p1) (w p2) -> b (p1 p2 c) h w", p1=patch_size, p2=patch_size),

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vitdeploy.models.blocks import Attention, FeedForward, Transformer, norm_head, prepend
+from vitdeploy.models.blocks import Attention, FeedForward, Transformer, norm_head, of_stages, prepend
 
 
 class OverlappingPatches(nn.Sequential):
@@ -72,9 +72,7 @@ class PiT(nn.Module):
             raise ValueError(f"patch_size ({patch_size}) must be 2 or more and divide image_size ({image_size})")
         if not isinstance(depth, tuple):
             raise ValueError(f"depth ({depth}) must be a tuple: the layers of each stage")
-        every = heads if isinstance(heads, tuple) else (heads,) * len(depth)
-        if len(every) != len(depth):
-            raise ValueError(f"heads {every} must be as many numbers as depth has ({len(depth)})")
+        every = of_stages("heads", heads, len(depth))
         rows = (image_size - patch_size) // (patch_size // 2) + 1
         self.to_patch_embedding = OverlappingPatches(dim, patch_size, channels)
         self.pos_embedding = nn.Parameter(torch.randn(1, rows * rows + 1, dim))

@@ -7,7 +7,7 @@ from einops import rearrange
 from einops.layers.torch import Rearrange, Reduce
 from torch import Tensor, nn
 
-from vitdeploy.models.blocks import ChannelNorm, MapFeedForward, Residual
+from vitdeploy.models.blocks import PEG, ChannelNorm, MapFeedForward, Residual
 from vitdeploy.models.layers import attend
 
 
@@ -84,17 +84,6 @@ def patch_merging(dim: int, dim_out: int, patch: int) -> nn.Module:
     return made
 
 
-class PEG(nn.Module):
-    """Positions as a convolution sees them: each channel's, added to the map (Chu et al., 2102.10882)."""
-
-    def __init__(self, dim: int, kernel_size: int) -> None:
-        super().__init__()
-        self.proj = Residual(nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x)
-
-
 class TwinsSVT(nn.Module):
     """Images (B, 3, H, W) to logits (B, num_classes). Maps must divide into their stage's windows.
 
@@ -144,7 +133,9 @@ class TwinsSVT(nn.Module):
             (s4_emb_dim, s4_patch_size, None, s4_global_k, s4_depth),
         ):
             first, others = (Transformer(width, count, window, k, dropout) for count in (1, depth))
-            layers.append(nn.Sequential(patch_merging(dim, width, patch), first, PEG(width, peg_kernel_size), others))
+            positions = nn.Sequential()
+            positions.add_module("proj", Residual(PEG(width, peg_kernel_size).proj))
+            layers.append(nn.Sequential(patch_merging(dim, width, patch), first, positions, others))
             dim = width
         head = [Reduce("b c h w -> b c", "mean"), nn.Identity(), nn.Linear(dim, num_classes)]
         self.layers = nn.Sequential(*layers, *head)

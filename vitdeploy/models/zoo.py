@@ -94,6 +94,8 @@ def _entries() -> Iterator[Entry]:
     yield _entry("levit:LeViT", "Graham et al., LeViT, 2104.01136", {**STAGES, **levit})
     yield _entry("cvt:CvT", "Wu et al., CvT, 2103.15808", STAGES, s3_heads=4)
     yield _entry("twins_svt:TwinsSVT", "Chu et al., Twins, 2104.13840", STAGES)
+    sep: Arguments = {"dim": 32, "dim_head": 32, "heads": (1, 2, 4, 8), "depth": (1, 2, 6, 2)}
+    yield _entry("sep_vit:SepViT", "Li et al., SepViT, 2203.15380", {**STAGES, **sep})
     maxvit: Arguments = {"dim_conv_stem": 64, "dim": 96, "depth": (2, 2, 5, 2)}
     yield _entry("max_vit:MaxViT", "Tu et al., MaxViT, 2204.01697", {**STAGES, **maxvit})
     nest = {"image_size": 224, "patch_size": 4, "dim": 96, "heads": 3, "num_hierarchies": 3, "num_classes": 1000}
@@ -108,7 +110,10 @@ def _entries() -> Iterator[Entry]:
     yield _entry("local_vit:LocalViT", "Li et al., LocalViT, 2104.05707", COARSE)
     yield _entry("rvt:RvT", "Su et al., RoFormer, 2104.09864", COARSE)
     yield _entry("simple_vit_with_register_tokens:SimpleViT", "Darcet et al., Registers, 2309.16588", COARSE)
+    look: Arguments = {"image_size": 256, "patch_size": 32, "highres_patch_size": 8, "highres_mlp_factor": 2}
+    yield _entry("look_vit:LookViT", "Koner et al., LookupViT, 2407.12753", {**STAGES, **look}, dim=512, depth=2)
     yield _entry("simple_vit_with_value_residual:SimpleViT", "Zhou et al., Value Residual, 2410.17897", COARSE)
+    yield _entry("normalized_vit:nViT", "Loshchilov et al., nGPT, 2410.01131", FINE)
     hyper = {**COARSE, "num_residual_streams": 8}
     yield _entry("simple_vit_with_hyper_connections:SimpleViT", "Zhu et al., Hyper-Connections, 2409.19606", hyper)
     yield _entry("vit_with_patch_dropout:ViT", "Liu et al., PatchDropout, 2208.07220", COARSE)

@@ -1,0 +1,70 @@
+"""nViT, LookViT and SepViT against vit-pytorch's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from zoo import Case, check_export, check_parity, check_signature, ours
+
+NVIT: dict[str, Any] = {"image_size": 64, "patch_size": 16, "num_classes": 10, "dim": 32, "depth": 2, "heads": 2}
+NVIT["mlp_dim"] = 48
+LOOK: dict[str, Any] = {"dim": 32, "image_size": 64, "num_classes": 10, "depth": 2, "patch_size": 16, "heads": 2}
+LOOK |= {"highres_patch_size": 8, "cross_attn_heads": 2, "cross_attn_dim_head": 8}
+SEP: dict[str, Any] = {"num_classes": 10, "dim": 8, "depth": (1, 2), "heads": (1, 2)}
+CASES = {
+    "normalized_vit": Case("normalized_vit.nViT", NVIT),
+    "normalized_vit, not square": Case(
+        "normalized_vit.nViT", {**NVIT, "image_size": (32, 64), "residual_lerp_scale_init": 0.1}, (3, 32, 64)
+    ),
+    "look_vit": Case("look_vit.LookViT", LOOK),
+    "look_vit, small kernel": Case("look_vit.LookViT", {**LOOK, "patch_conv_kernel_size": 3}),
+    "sep_vit": Case("sep_vit.SepViT", SEP, (3, 56, 112)),
+    "sep_vit, one window at last": Case("sep_vit.SepViT", {**SEP, "heads": 2}, (3, 56, 56)),
+}
+BAD: dict[str, tuple[str, dict[str, Any]]] = {
+    "patch_size": ("normalized_vit.nViT", {**NVIT, "patch_size": 24}),
+    "highres_patch_size": ("look_vit.LookViT", {**LOOK, "highres_patch_size": 12}),
+    "must be above": ("look_vit.LookViT", {**LOOK, "patch_size": 8}),
+    "patch_conv_kernel_size": ("look_vit.LookViT", {**LOOK, "patch_conv_kernel_size": 4}),
+    "dim": ("look_vit.LookViT", {**LOOK, "dim": 30}),
+    "window_size": ("sep_vit.SepViT", {**SEP, "window_size": (7, 7, 7)}),
+    "heads": ("sep_vit.SepViT", {**SEP, "heads": (1, 2, 3)}),
+    "depth": ("sep_vit.SepViT", {**SEP, "depth": 2}),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_class_is_theirs(case: Case) -> None:
+    check_parity(case)
+
+
+@pytest.mark.parametrize("name", sorted({case.name for case in CASES.values()}))
+def test_constructor_is_theirs(name: str) -> None:
+    check_signature(name)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_export_gives_what_eager_gives(case: Case, tmp_path: Path) -> None:
+    check_export(case, tmp_path)
+
+
+@pytest.mark.parametrize("says", BAD)
+def test_constructor_names_the_argument_that_is_wrong(says: str) -> None:
+    name, arguments = BAD[says]
+    with pytest.raises(ValueError, match=says):
+        ours(name)(**arguments)
+
+
+def test_normed_weights_are_written_back() -> None:
+    model = ours("normalized_vit.nViT")(**NVIT)
+    model.norm_weights_()
+    stored = model.state_dict()["to_pred.linear.parametrizations.weight.original"]
+    torch.testing.assert_close(stored.norm(dim=-1), torch.ones(10))
+
+
+def test_sep_vit_has_the_windows_and_heads_that_are_asked_for(tmp_path: Path) -> None:
+    """Theirs has windows of 7 and heads of 32 all the same."""
+    check_export(Case("sep_vit.SepViT", {**SEP, "window_size": (4, 2), "dim_head": 8}, (3, 32, 32)), tmp_path)
