@@ -14,6 +14,9 @@ NVIT["mlp_dim"] = 48
 LOOK: dict[str, Any] = {"dim": 32, "image_size": 64, "num_classes": 10, "depth": 2, "patch_size": 16, "heads": 2}
 LOOK |= {"highres_patch_size": 8, "cross_attn_heads": 2, "cross_attn_dim_head": 8}
 SEP: dict[str, Any] = {"num_classes": 10, "dim": 8, "depth": (1, 2), "heads": (1, 2)}
+REGION: dict[str, Any] = {"dim": (8, 12, 16, 20), "depth": 1, "window_size": 2, "num_classes": 10}
+CROSS: dict[str, Any] = {"dim": (32, 32, 64, 64), "depth": 1, "global_window_size": (4, 2, 2, 1), "num_classes": 10}
+CROSS["local_window_size"] = (4, 4, 2, 2)
 CASES = {
     "normalized_vit": Case("normalized_vit.nViT", NVIT),
     "normalized_vit, not square": Case(
@@ -21,6 +24,12 @@ CASES = {
     ),
     "look_vit": Case("look_vit.LookViT", LOOK),
     "look_vit, small kernel": Case("look_vit.LookViT", {**LOOK, "patch_conv_kernel_size": 3}),
+    "regionvit": Case("regionvit.RegionViT", REGION),
+    "regionvit, convolutions": Case(
+        "regionvit.RegionViT", {**REGION, "tokenize_local_3_conv": True, "use_peg": True, "dim": 8}, (3, 64, 128)
+    ),
+    "crossformer": Case("crossformer.CrossFormer", CROSS),
+    "crossformer, grey": Case("crossformer.CrossFormer", {**CROSS, "channels": 1}, (1, 64, 128)),
     "sep_vit": Case("sep_vit.SepViT", SEP, (3, 56, 112)),
     "sep_vit, one window at last": Case("sep_vit.SepViT", {**SEP, "heads": 2}, (3, 56, 56)),
 }
@@ -32,6 +41,10 @@ BAD: dict[str, tuple[str, dict[str, Any]]] = {
     "dim": ("look_vit.LookViT", {**LOOK, "dim": 30}),
     "window_size": ("sep_vit.SepViT", {**SEP, "window_size": (7, 7, 7)}),
     "heads": ("sep_vit.SepViT", {**SEP, "heads": (1, 2, 3)}),
+    "dim .8, 16": ("regionvit.RegionViT", {**REGION, "dim": (8, 16)}),
+    "channels": ("regionvit.RegionViT", {**REGION, "channels": 1}),
+    "dim_head": ("crossformer.CrossFormer", {**CROSS, "dim": 48}),
+    "cross_embed_strides": ("crossformer.CrossFormer", {**CROSS, "cross_embed_strides": (4, 2)}),
     "depth": ("sep_vit.SepViT", {**SEP, "depth": 2}),
 }
 

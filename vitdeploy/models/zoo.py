@@ -35,6 +35,7 @@ CCT_SIZES: tuple[tuple[int, int, int, int], ...] = (
     (16, 6, 3, 384),
 )
 STAGES: Arguments = {"num_classes": 1000}
+PYRAMID: Arguments = {**STAGES, "dim": (64, 128, 256, 512), "depth": (2, 2, 8, 2)}
 MOBILE: Arguments = {**STAGES, "image_size": (256, 256), "dims": (96, 120, 144)} | {
     "channels": (16, 32, 48, 48, 64, 64, 80, 80, 96, 96, 384)
 }
@@ -94,6 +95,8 @@ def _entries() -> Iterator[Entry]:
     yield _entry("levit:LeViT", "Graham et al., LeViT, 2104.01136", {**STAGES, **levit})
     yield _entry("cvt:CvT", "Wu et al., CvT, 2103.15808", STAGES, s3_heads=4)
     yield _entry("twins_svt:TwinsSVT", "Chu et al., Twins, 2104.13840", STAGES)
+    yield _entry("regionvit:RegionViT", "Chen et al., RegionViT, 2106.02689", PYRAMID)
+    yield _entry("crossformer:CrossFormer", "Wang et al., CrossFormer, 2108.00154", PYRAMID)
     sep: Arguments = {"dim": 32, "dim_head": 32, "heads": (1, 2, 4, 8), "depth": (1, 2, 6, 2)}
     yield _entry("sep_vit:SepViT", "Li et al., SepViT, 2203.15380", {**STAGES, **sep})
     maxvit: Arguments = {"dim_conv_stem": 64, "dim": 96, "depth": (2, 2, 5, 2)}
