@@ -366,7 +366,7 @@ class MaskedTransformer(Transformer):
         return self.norm(x)
 
 
-def of_stages(name: str, value: int | tuple[int, ...], stages: int) -> tuple[int, ...]:
+def of_stages(name: str, value: Any, stages: int) -> tuple[Any, ...]:
     """A number of each stage; one is for all. Raises ValueError where there are others than there are stages."""
     found = value if isinstance(value, tuple) else (value,) * stages
     if len(found) != stages:

@@ -35,6 +35,11 @@ CCT_SIZES: tuple[tuple[int, int, int, int], ...] = (
     (16, 6, 3, 384),
 )
 STAGES: Arguments = {"num_classes": 1000}
+SCALABLE: Arguments = {**STAGES, "dim": 64, "heads": (2, 4, 8, 16), "depth": (2, 2, 20, 2)} | {
+    "ssa_dim_key": (40, 40, 40, 32),
+    "reduction_factor": (8, 4, 2, 1),
+    "window_size": (64, 32, None, None),
+}
 PYRAMID: Arguments = {**STAGES, "dim": (64, 128, 256, 512), "depth": (2, 2, 8, 2)}
 MOBILE: Arguments = {**STAGES, "image_size": (256, 256), "dims": (96, 120, 144)} | {
     "channels": (16, 32, 48, 48, 64, 64, 80, 80, 96, 96, 384)
@@ -97,6 +102,7 @@ def _entries() -> Iterator[Entry]:
     yield _entry("twins_svt:TwinsSVT", "Chu et al., Twins, 2104.13840", STAGES)
     yield _entry("regionvit:RegionViT", "Chen et al., RegionViT, 2106.02689", PYRAMID)
     yield _entry("crossformer:CrossFormer", "Wang et al., CrossFormer, 2108.00154", PYRAMID)
+    yield _entry("scalable_vit:ScalableViT", "Yang et al., ScalableViT, 2203.10790", SCALABLE, side=256)
     sep: Arguments = {"dim": 32, "dim_head": 32, "heads": (1, 2, 4, 8), "depth": (1, 2, 6, 2)}
     yield _entry("sep_vit:SepViT", "Li et al., SepViT, 2203.15380", {**STAGES, **sep})
     maxvit: Arguments = {"dim_conv_stem": 64, "dim": 96, "depth": (2, 2, 5, 2)}

@@ -1,4 +1,4 @@
-"""nViT, LookViT and SepViT against vit-pytorch's."""
+"""Architectures with windows, and on a sphere, against vit-pytorch's."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ SEP: dict[str, Any] = {"num_classes": 10, "dim": 8, "depth": (1, 2), "heads": (1
 REGION: dict[str, Any] = {"dim": (8, 12, 16, 20), "depth": 1, "window_size": 2, "num_classes": 10}
 CROSS: dict[str, Any] = {"dim": (32, 32, 64, 64), "depth": 1, "global_window_size": (4, 2, 2, 1), "num_classes": 10}
 CROSS["local_window_size"] = (4, 4, 2, 2)
+SCALABLE: dict[str, Any] = {"num_classes": 10, "dim": 8, "depth": (1, 2), "heads": (1, 2), "window_size": (4, None)}
+SCALABLE |= {"reduction_factor": (4, 2), "ssa_dim_key": (8, 4), "iwsa_dim_value": 8}
 CASES = {
     "normalized_vit": Case("normalized_vit.nViT", NVIT),
     "normalized_vit, not square": Case(
@@ -30,6 +32,10 @@ CASES = {
     ),
     "crossformer": Case("crossformer.CrossFormer", CROSS),
     "crossformer, grey": Case("crossformer.CrossFormer", {**CROSS, "channels": 1}, (1, 64, 128)),
+    "scalable_vit": Case("scalable_vit.ScalableViT", SCALABLE),
+    "scalable_vit, the map": Case("scalable_vit.ScalableViT", {**SCALABLE, "window_size": None}, (3, 64, 32)),
+        "scalable_vit.ScalableViT", {**SCALABLE, "window_size": None, "heads": 1}, (3, 64, 32)
+    ),
     "sep_vit": Case("sep_vit.SepViT", SEP, (3, 56, 112)),
     "sep_vit, one window at last": Case("sep_vit.SepViT", {**SEP, "heads": 2}, (3, 56, 56)),
 }
@@ -45,6 +51,7 @@ BAD: dict[str, tuple[str, dict[str, Any]]] = {
     "channels": ("regionvit.RegionViT", {**REGION, "channels": 1}),
     "dim_head": ("crossformer.CrossFormer", {**CROSS, "dim": 48}),
     "cross_embed_strides": ("crossformer.CrossFormer", {**CROSS, "cross_embed_strides": (4, 2)}),
+    "reduction_factor": ("scalable_vit.ScalableViT", {**SCALABLE, "reduction_factor": (1, 2, 3)}),
     "depth": ("sep_vit.SepViT", {**SEP, "depth": 2}),
 }
 
