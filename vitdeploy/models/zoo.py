@@ -112,6 +112,8 @@ def _entries() -> Iterator[Entry]:
     yield _entry("mobile_vit:MobileViT", "Mehta and Rastegari, MobileViT, 2110.02178", MOBILE)
     yield _entry("xcit:XCiT", "El-Nouby et al., XCiT, 2106.09681", COARSE, depth=12, cls_depth=2)
     yield _entry("mp3:ViT", "Zhai et al., Position Prediction as Pretraining, 2207.07611", FINE, patch_size=8)
+    ats = {**FINE, "heads": 16, "max_tokens_per_depth": (256, 128, 64, 32, 16, 8)}
+    yield _entry("ats_vit:ViT", "Fayyaz et al., Adaptive Token Sampling, 2111.15667", ats)
     yield _entry("vit_with_patch_merger:ViT", "Renggli et al., Learning to Merge Tokens, 2202.12015", FINE, depth=12)
     yield _entry("vit_for_small_dataset:ViT", "Lee et al., ViT for Small-Size Datasets, 2112.13492", FINE, heads=16)
     yield _entry("parallel_vit:ViT", "Touvron et al., Three things about ViTs, 2203.09795", FINE)
