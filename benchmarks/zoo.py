@@ -34,7 +34,7 @@ from vitdeploy.bench.environment import environment
 from vitdeploy.bench.stats import ratio_of_interleaved
 from vitdeploy.bench.timer import measure_interleaved
 from vitdeploy.export.passes import optimise
-from vitdeploy.export.trace import trace
+from vitdeploy.export.trace import reason, trace
 from vitdeploy.graph.ops import summarize
 from vitdeploy.graph.save import save
 from vitdeploy.models import zoo
@@ -74,7 +74,7 @@ def row(name: str, seconds: float, folder: Path) -> list[str]:
         with torch.no_grad():
             want = theirs(image).numpy()
     except Exception as error:  # whatever stops them is told
-        return [*cells, "", (str(error).strip().splitlines() or [type(error).__name__])[0][:80], *[""] * 4]
+        return [*cells, "", reason(error)[:80], *[""] * 4]
     sessions = [session(path, 1) for path in (folder / "theirs.onnx", ours)]
     calls = [partial(s.run, None, {"image": image.numpy()}) for s in sessions]
     far = max(float(np.abs(call()[0] - want).max() / np.abs(want).max()) for call in calls[1:])
