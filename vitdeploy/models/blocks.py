@@ -101,7 +101,7 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 class ChannelNorm(nn.Module):
-    """LayerNorm over the channels of (B, C, H, W), at each pixel."""
+    """LayerNorm over the channels of (B, H, W, dim), at each pixel."""
 
     def __init__(self, dim: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -110,8 +110,31 @@ class ChannelNorm(nn.Module):
         self.b = nn.Parameter(torch.zeros(1, dim, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        last = x.movedim(1, -1)
-        return F.layer_norm(last, last.shape[-1:], self.g.flatten(), self.b.flatten(), self.eps).movedim(-1, 1)
+        return F.layer_norm(x, x.shape[-1:], self.g.flatten(), self.b.flatten(), self.eps)
+
+
+class PatchLinear(nn.Conv2d):
+    """A convolution without overlap, of `patch` x `patch` pixels, over (B, H, W, dim): a Linear of each patch.
+
+    Rows and columns that do not fill a patch are left out.
+    """
+
+    def __init__(self, dim: int, dim_out: int, patch: int = 1, bias: bool = True) -> None:
+        super().__init__(dim, dim_out, patch, stride=patch, bias=bias)
+        self.patch = patch
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.patch > 1:
+            rows, columns = (size // self.patch * self.patch for size in x.shape[1:3])
+            x = rearrange(x[:, :rows, :columns], "b (y p) (x q) c -> b y x (c p q)", p=self.patch, q=self.patch)
+        return F.linear(x, self.weight.flatten(1), self.bias)
+
+
+class MapConv(nn.Conv2d):
+    """A convolution over (B, H, W, dim)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(-1, 1)).movedim(1, -1)
 
 
 class Residual(nn.Module):
@@ -224,21 +247,79 @@ class Transformer(nn.Module):
 
 
 class MapFeedForward(nn.Module):
-    """ChannelNorm, convolution, GELU, convolution, at each pixel of (B, C, H, W)."""
+    """Norm, Linear, GELU, Linear at each pixel of (B, H, W, dim)."""
 
     def __init__(self, dim: int, mult: int = 4, dropout: float = 0.0) -> None:
         super().__init__()
         self.net = nn.Sequential(
             ChannelNorm(dim),
-            nn.Conv2d(dim, dim * mult, 1),
+            PatchLinear(dim, dim * mult),
             nn.GELU(),
             nn.Dropout(dropout),
-            nn.Conv2d(dim * mult, dim, 1),
+            PatchLinear(dim * mult, dim),
             nn.Dropout(dropout),
         )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
+
+
+class MapAttention(nn.Module):
+    """What attentions over maps (B, H, W, dim) share: a norm, the mixing of all pixels or of windows, and a
+    projection. Papers differ in how queries, keys and values (B, H, W, heads * d) are made: that is `qkv`.
+
+    Args:
+        inner: width of the values of all heads.
+        window: rows and columns of windows; None lets all pixels attend to all keys.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, dim_head: int, inner: int, dropout: float, window: Size | None = None
+    ) -> None:
+        super().__init__()
+        self.heads, self.drop, self.window = heads, dropout, window
+        self.scale = dim_head**-0.5
+        self.norm = ChannelNorm(dim)
+        self.to_out = nn.Sequential(PatchLinear(inner, dim), nn.Dropout(dropout))
+
+    def qkv(self, x: Tensor) -> tuple[Tensor, ...]:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.to_out(self.mix(*self.qkv(self.norm(x))))
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        dropout = self.drop if self.training else 0.0
+        if self.window is not None:
+            return attend_in_windows(q, k, v, self.heads, self.window, self.scale, dropout=dropout)
+        tokens = (split_heads(t.flatten(1, 2), self.heads) for t in (q, k, v))
+        return merge_heads(attend(*tokens, self.scale, dropout=dropout)).unflatten(1, q.shape[1:3])
+
+
+def attend_in_windows(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    window: Size,
+    scale: float,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
+    *,
+    distant: bool = False,
+) -> Tensor:
+    """Attention of maps (B, H, W, heads * d) within windows; an image's windows are a dimension of their own.
+
+    Args:
+        window: rows and columns, or one number for both, that divide the map's.
+        bias: as `attend` has it.
+        distant: a window's pixels are as far apart as the map allows, instead of neighbours.
+    """
+    high, wide = pair(window)
+    layout = "b (p y) (q x) (h d)" if distant else "b (y p) (x q) (h d)"
+    tokens = (rearrange(t, f"{layout} -> b (y x) h (p q) d", h=heads, p=high, q=wide) for t in (q, k, v))
+    out = attend(*tokens, scale, bias, dropout)
+    return rearrange(out, f"b (y x) h (p q) d -> {layout}", y=q.shape[1] // high, p=high, q=wide)
 
 
 class ClassTokenViT(nn.Module):
@@ -375,11 +456,11 @@ def of_stages(name: str, value: Any, stages: int) -> tuple[Any, ...]:
 
 
 class PEG(nn.Module):
-    """Positions as a convolution of each channel sees them, added to (B, dim, H, W) (Chu et al., 2102.10882)."""
+    """Positions as a convolution of each channel sees them, added to (B, H, W, dim) (Chu et al., 2102.10882)."""
 
     def __init__(self, dim: int, kernel_size: int = 3) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+        self.proj = MapConv(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.proj(x)

@@ -6,12 +6,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from einops import rearrange
 from einops.layers.torch import Rearrange, Reduce
 from torch import Tensor, nn
 
-from vitdeploy.models.blocks import ChannelNorm, MapFeedForward, of_stages, quotient
-from vitdeploy.models.layers import attend
+from vitdeploy.models.blocks import ChannelNorm, MapFeedForward, PatchLinear, attend_in_windows, of_stages, quotient
 
 Kernels = Sequence[int]
 
@@ -29,7 +27,8 @@ class CrossEmbedLayer(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([conv(x) for conv in self.convs], dim=1)
+        x = x.movedim(-1, 1)
+        return torch.cat([conv(x) for conv in self.convs], dim=1).movedim(1, -1)
 
 
 def dynamic_position_bias(dim: int) -> nn.Sequential:
@@ -41,16 +40,16 @@ def dynamic_position_bias(dim: int) -> nn.Sequential:
 
 
 class WindowAttention(nn.Module):
-    """Attention over maps (B, dim, H, W) among `window_size` x `window_size` pixels, which are neighbours, or with
+    """Attention over maps (B, H, W, dim) among `window_size` x `window_size` pixels, which are neighbours, or with
     `distant` as far apart as the map allows."""
 
     def __init__(self, dim: int, window_size: int, dropout: float, *, distant: bool) -> None:
         super().__init__()
         self.heads, self.window, self.drop = quotient("dim", dim, "dim_head", 32), window_size, dropout
-        self.rows, self.columns = ("(p y)", "(q x)") if distant else ("(y p)", "(x q)")
+        self.distant = distant
         self.norm = ChannelNorm(dim)
-        self.to_qkv = nn.Conv2d(dim, dim * 3, 1, bias=False)
-        self.to_out = nn.Conv2d(dim, dim, 1)
+        self.to_qkv = PatchLinear(dim, dim * 3, bias=False)
+        self.to_out = PatchLinear(dim, dim)
         self.dpb = dynamic_position_bias(dim // 4)
         self.table: Tensor
         self.register_buffer("table", torch.cartesian_prod(*[torch.arange(-window_size, window_size + 1.0)] * 2), False)
@@ -60,15 +59,10 @@ class WindowAttention(nn.Module):
         self.register_buffer("pairs", down * (2 * window_size - 1) + across, False)
 
     def forward(self, x: Tensor) -> Tensor:
-        sizes = {"p": self.window, "q": self.window}
-        layout = f"b (h d) {self.rows} {self.columns}"
-        q, k, v = (
-            rearrange(t, f"{layout} -> b (y x) h (p q) d", h=self.heads, **sizes)
-            for t in self.to_qkv(self.norm(x)).chunk(3, dim=1)
-        )
-        out = attend(q, k, v, 32**-0.5, self.dpb(self.table)[self.pairs], self.drop if self.training else 0.0)
-        rows = x.shape[-2] // self.window
-        return self.to_out(rearrange(out, f"b (y x) h (p q) d -> {layout}", y=rows, **sizes))
+        q, k, v = self.to_qkv(self.norm(x)).chunk(3, dim=-1)
+        bias, drop = self.dpb(self.table)[self.pairs], self.drop if self.training else 0.0
+        out = attend_in_windows(q, k, v, self.heads, self.window, 32**-0.5, bias, drop, distant=self.distant)
+        return self.to_out(out)
 
 
 class Transformer(nn.Module):
@@ -134,9 +128,10 @@ class CrossFormer(nn.Module):
             transformer = Transformer(width, near, far, count, attn_dropout, ff_dropout)
             self.layers.append(nn.ModuleList([embed, transformer]))
             before = width
-        self.to_logits = nn.Sequential(Reduce("b c h w -> b c", "mean"), nn.Linear(before, num_classes))
+        self.to_logits = nn.Sequential(Reduce("b h w c -> b c", "mean"), nn.Linear(before, num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.movedim(1, -1)
         for stage in self.layers:
             for part in stage.children():
                 x = part(x)

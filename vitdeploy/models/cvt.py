@@ -3,45 +3,36 @@
 
 from __future__ import annotations
 
-from einops import rearrange
 from einops.layers.torch import Reduce
 from torch import Tensor, nn
 
-from vitdeploy.models.blocks import ChannelNorm, MapFeedForward, Transformer
-from vitdeploy.models.layers import attend
+from vitdeploy.models.blocks import ChannelNorm, MapAttention, MapConv, MapFeedForward, PatchLinear, Transformer
 
 
 class Projection(nn.Module):
-    """A convolution of each channel with BatchNorm, then one across channels."""
+    """A convolution of each channel with BatchNorm, then a Linear, over (B, H, W, dim)."""
 
     def __init__(self, dim: int, dim_out: int, kernel: int, stride: int) -> None:
         super().__init__()
         depthwise = nn.Conv2d(dim, dim, kernel, stride, kernel // 2, groups=dim, bias=False)
-        self.net = nn.Sequential(depthwise, nn.BatchNorm2d(dim), nn.Conv2d(dim, dim_out, 1, bias=False))
+        self.net = nn.Sequential(depthwise, nn.BatchNorm2d(dim), PatchLinear(dim, dim_out, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+        depthwise, norm, linear = self.net
+        return linear(norm(depthwise(x.movedim(-1, 1))).movedim(1, -1))
 
 
-class ConvolvedAttention(nn.Module):
-    """Attention over (B, dim, H, W); keys and values are of every `stride`-th pixel."""
+class ConvolvedAttention(MapAttention):
+    """Attention over (B, H, W, dim); keys and values are of every `stride`-th pixel."""
 
     def __init__(self, dim: int, kernel: int, stride: int, heads: int, dim_head: int, dropout: float) -> None:
-        super().__init__()
         inner = heads * dim_head
-        self.heads, self.drop = heads, dropout
-        self.scale = dim_head**-0.5
-        self.norm = ChannelNorm(dim)
+        super().__init__(dim, heads, dim_head, inner, dropout)
         self.to_q = Projection(dim, inner, kernel, 1)
         self.to_kv = Projection(dim, inner * 2, kernel, stride)
-        self.to_out = nn.Sequential(nn.Conv2d(inner, dim, 1), nn.Dropout(dropout))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(x)
-        found = (self.to_q(x), *self.to_kv(x).chunk(2, dim=1))
-        q, k, v = (rearrange(t, "b (h d) y x -> b h (y x) d", h=self.heads) for t in found)
-        out = attend(q, k, v, self.scale, dropout=self.drop if self.training else 0.0)
-        return self.to_out(rearrange(out, "b h (y x) d -> b (h d) y x", y=x.shape[-2]))
+    def qkv(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.to_q(x), *self.to_kv(x).chunk(2, dim=-1)
 
 
 def stage(
@@ -57,7 +48,7 @@ def stage(
     """A convolution to tokens by `emb` (kernel, stride), then a transformer whose projections are by `proj`."""
     attentions = [ConvolvedAttention(dim, *proj, heads, 64, dropout) for _ in range(depth)]
     blocks = [(attention, MapFeedForward(dim, mlp_mult, dropout)) for attention in attentions]
-    embed = nn.Conv2d(channels, dim, emb[0], emb[1], emb[0] // 2)
+    embed = MapConv(channels, dim, emb[0], emb[1], emb[0] // 2)
     return nn.Sequential(embed, ChannelNorm(dim), Transformer(dim, blocks, norm=False))
 
 
@@ -120,8 +111,8 @@ class CvT(nn.Module):
             stage(s1_emb_dim, s2_emb_dim, emb2, proj2, s2_heads, s2_depth, s2_mlp_mult, dropout),
             stage(s2_emb_dim, s3_emb_dim, emb3, proj3, s3_heads, s3_depth, s3_mlp_mult, dropout),
         )
-        pool = Reduce("b c h w -> b c", "mean")
+        pool = Reduce("b h w c -> b c", "mean")
         self.to_logits = nn.Sequential(pool, nn.Identity(), nn.Linear(s3_emb_dim, num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.to_logits(self.layers(x))
+        return self.to_logits(self.layers(x.movedim(1, -1)))

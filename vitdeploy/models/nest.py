@@ -4,51 +4,45 @@
 from __future__ import annotations
 
 import torch
-from einops import rearrange
 from einops.layers.torch import Rearrange, Reduce
 from torch import Tensor, nn
 
-from vitdeploy.models.blocks import ChannelNorm, MapFeedForward, Transformer, of_stages, parts, quotient
-from vitdeploy.models.layers import attend
+from vitdeploy.models.blocks import (
+    ChannelNorm,
+    MapAttention,
+    MapConv,
+    MapFeedForward,
+    PatchLinear,
+    Transformer,
+    of_stages,
+    parts,
+    quotient,
+)
 
 
-class BlockAttention(nn.Module):
-    """Each of `blocks` x `blocks` parts of (B, dim, H, W) attends to itself; parts are a dimension of their own."""
+class BlockAttention(MapAttention):
+    """Each of `blocks` x `blocks` parts of (B, H, W, dim) attends to itself."""
 
-    def __init__(self, dim: int, heads: int, blocks: int, dropout: float) -> None:
-        super().__init__()
-        dim_head = quotient("dim", dim, "heads", heads)
-        self.heads, self.blocks = heads, blocks
-        self.scale = dim_head**-0.5
-        self.drop = dropout
-        self.norm = ChannelNorm(dim)
-        self.to_qkv = nn.Conv2d(dim, dim * 3, 1, bias=False)
-        self.to_out = nn.Sequential(nn.Conv2d(dim, dim, 1), nn.Dropout(dropout))
+    def __init__(self, dim: int, heads: int, side: int, dropout: float) -> None:
+        super().__init__(dim, heads, quotient("dim", dim, "heads", heads), dim, dropout, side)
+        self.to_qkv = PatchLinear(dim, dim * 3, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        parts = {"h": self.heads, "y": self.blocks, "x": self.blocks}
-        q, k, v = (
-            rearrange(t, "b (h d) (y p) (x q) -> b (y x) h (p q) d", **parts)
-            for t in self.to_qkv(self.norm(x)).chunk(3, dim=1)
-        )
-        out = attend(q, k, v, self.scale, dropout=self.drop if self.training else 0.0)
-        side = x.shape[-2] // self.blocks
-        return self.to_out(rearrange(out, "b (y x) h (p q) d -> b (h d) (y p) (x q)", y=self.blocks, p=side))
+    def qkv(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.to_qkv(x).chunk(3, dim=-1)
 
 
 class Level(Transformer):
     """Transformer blocks over a map of `blocks` x `blocks` parts, which share their position embeddings."""
 
     def __init__(self, dim: int, side: int, blocks: int, depth: int, heads: int, mult: int, dropout: float) -> None:
-        pairs = (
-            (BlockAttention(dim, heads, blocks, dropout), MapFeedForward(dim, mult, dropout)) for _ in range(depth)
-        )
+        pairs = ((BlockAttention(dim, heads, side, dropout), MapFeedForward(dim, mult, dropout)) for _ in range(depth))
         super().__init__(dim, pairs, norm=False)
         self.side, self.blocks = side, blocks
         self.pos_emb = nn.Parameter(torch.randn(side * side))
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x + self.pos_emb.view(self.side, self.side).repeat(self.blocks, self.blocks))
+        positions = self.pos_emb.view(self.side, self.side).repeat(self.blocks, self.blocks)
+        return super().forward(x + positions[..., None])
 
 
 class NesT(nn.Module):
@@ -86,17 +80,17 @@ class NesT(nn.Module):
         repeats = of_stages("block_repeats", block_repeats, num_hierarchies)
         patch_dim = channels * patch_size**2
         self.to_patch_embedding = nn.Sequential(
-            Rearrange("b c (h p1) (w p2) -> b (p1 p2 c) h w", p1=patch_size, p2=patch_size),
+            Rearrange("b c (h p1) (w p2) -> b h w (p1 p2 c)", p1=patch_size, p2=patch_size),
             ChannelNorm(patch_dim),
-            nn.Conv2d(patch_dim, dim, 1),
+            PatchLinear(patch_dim, dim),
             ChannelNorm(dim),
         )
         self.layers = nn.ModuleList()
         for level, depth in enumerate(repeats):
             width, last = dim * 2**level, level == num_hierarchies - 1
             transformer = Level(width, side, blocks >> level, depth, heads * 2**level, mlp_mult, dropout)
-            self.layers.append(nn.ModuleList([transformer, nn.Identity() if last else aggregate(width, width * 2)]))
-        pool = Reduce("b c h w -> b c", "mean")
+            self.layers.append(nn.ModuleList([transformer, nn.Identity() if last else Aggregate(width, width * 2)]))
+        pool = Reduce("b h w c -> b c", "mean")
         self.mlp_head = nn.Sequential(ChannelNorm(width), pool, nn.Linear(width, num_classes))
 
     def forward(self, img: Tensor) -> Tensor:
@@ -106,7 +100,14 @@ class NesT(nn.Module):
         return self.mlp_head(x)
 
 
-def aggregate(dim: int, dim_out: int) -> nn.Sequential:
-    """(B, dim, H, W) to (B, dim_out, H / 2, W / 2), across the borders of blocks."""
-    pool = nn.MaxPool2d(3, stride=2, padding=1)
-    return nn.Sequential(nn.Conv2d(dim, dim_out, 3, padding=1), ChannelNorm(dim_out), pool)
+class Aggregate(nn.Sequential):
+    """(B, H, W, dim) to (B, H / 2, W / 2, dim_out), across the borders of blocks."""
+
+    def __init__(self, dim: int, dim_out: int) -> None:
+        super().__init__(
+            MapConv(dim, dim_out, 3, padding=1), ChannelNorm(dim_out), nn.MaxPool2d(3, stride=2, padding=1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, norm, pool = self
+        return pool(norm(conv(x)).movedim(-1, 1)).movedim(1, -1)

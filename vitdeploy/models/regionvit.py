@@ -9,7 +9,16 @@ from einops import rearrange
 from einops.layers.torch import Rearrange, Reduce
 from torch import Tensor, nn
 
-from vitdeploy.models.blocks import PEG, ChannelNorm, FeedForward, MaskedAttention, of_stages, parts
+from vitdeploy.models.blocks import (
+    PEG,
+    ChannelNorm,
+    FeedForward,
+    MapConv,
+    MaskedAttention,
+    PatchLinear,
+    of_stages,
+    parts,
+)
 
 
 class Downsample(nn.Module):
@@ -17,14 +26,14 @@ class Downsample(nn.Module):
 
     def __init__(self, dim: int, dim_out: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(dim, dim_out, 3, stride=2, padding=1)
+        self.conv = MapConv(dim, dim_out, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)
 
 
 class R2LTransformer(nn.Module):
-    """Regional to local attention over maps of local tokens (B, dim, H, W) and of regions (B, dim, h, w)."""
+    """Regional to local attention over maps of local tokens (B, H, W, dim) and of regions (B, h, w, dim)."""
 
     def __init__(self, dim: int, window_size: int, depth: int, attn_dropout: float, ff_dropout: float) -> None:
         super().__init__()
@@ -43,19 +52,19 @@ class R2LTransformer(nn.Module):
         return F.pad(bias, (1, 0, 1, 0))
 
     def forward(self, local: Tensor, region: Tensor) -> tuple[Tensor, Tensor]:
-        rows, columns = region.shape[-2:]
-        high, wide = local.shape[-2] // rows, local.shape[-1] // columns
+        rows, columns = region.shape[1:3]
+        high, wide = local.shape[1] // rows, local.shape[2] // columns
         bias = self.bias(high, wide)
-        near = rearrange(local, "b c (h p) (w q) -> b (h w) (p q) c", p=high, q=wide)
-        far = rearrange(region, "b c h w -> b (h w) c")
+        near = rearrange(local, "b (h p) (w q) c -> b (h w) (p q) c", p=high, q=wide)
+        far = region.flatten(1, 2)
         for attn, ff in parts(self.layers):
             far = far + attn(far)
             both = torch.cat((far.unsqueeze(2), near), dim=2)
             both = both + attn(both, bias=bias)
             both = both + ff(both)
             far, near = both[:, :, 0], both[:, :, 1:]
-        local = rearrange(near, "b (h w) (p q) c -> b c (h p) (w q)", h=rows, p=high)
-        return local, rearrange(far, "b (h w) c -> b c h w", h=rows)
+        local = rearrange(near, "b (h w) (p q) c -> b (h p) (w q) c", h=rows, p=high)
+        return local, far.unflatten(1, (rows, columns))
 
 
 class RegionViT(nn.Module):
@@ -92,19 +101,19 @@ class RegionViT(nn.Module):
         first = dims[0]
         if tokenize_local_3_conv:
             self.local_encoder: nn.Module = nn.Sequential(
-                nn.Conv2d(3, first, 3, 2, 1),
+                MapConv(3, first, 3, 2, 1),
                 ChannelNorm(first),
                 nn.GELU(),
-                nn.Conv2d(first, first, 3, 2, 1),
+                MapConv(first, first, 3, 2, 1),
                 ChannelNorm(first),
                 nn.GELU(),
-                nn.Conv2d(first, first, 3, 1, 1),
+                MapConv(first, first, 3, 1, 1),
             )
         else:
-            self.local_encoder = nn.Conv2d(3, first, 8, 4, 3)
+            self.local_encoder = MapConv(3, first, 8, 4, 3)
         side = local_patch_size * window_size
-        pixels = Rearrange("b c (h p1) (w p2) -> b (c p1 p2) h w", p1=side, p2=side)
-        self.region_encoder = nn.Sequential(pixels, nn.Conv2d(side**2 * channels, first, 1))
+        pixels = Rearrange("b (h p1) (w p2) c -> b h w (c p1 p2)", p1=side, p2=side)
+        self.region_encoder = nn.Sequential(pixels, PatchLinear(side**2 * channels, first))
         self.layers = nn.ModuleList()
         before = first
         for stage, (width, count) in enumerate(zip(dims, depths, strict=True)):
@@ -113,10 +122,11 @@ class RegionViT(nn.Module):
             transformer = R2LTransformer(width, window_size, count, attn_dropout, ff_dropout)
             self.layers.append(nn.ModuleList([down, positions, transformer]))
             before = width
-        pool = Reduce("b c h w -> b c", "mean")
+        pool = Reduce("b h w c -> b c", "mean")
         self.to_logits = nn.Sequential(pool, nn.LayerNorm(before), nn.Linear(before, num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.movedim(1, -1)
         local, region = self.local_encoder(x), self.region_encoder(x)
         for down, positions, transformer in parts(self.layers):
             local, region = transformer(positions(down(local)), down(region))

@@ -5,60 +5,45 @@ from __future__ import annotations
 
 from typing import Any
 
-from einops import rearrange
 from einops.layers.torch import Reduce
 from torch import Tensor, nn
 
-from vitdeploy.models.blocks import PEG, ChannelNorm, MapFeedForward, of_stages, parts
-from vitdeploy.models.layers import attend
+from vitdeploy.models.blocks import (
+    PEG,
+    ChannelNorm,
+    MapAttention,
+    MapConv,
+    MapFeedForward,
+    PatchLinear,
+    of_stages,
+    parts,
+)
 from vitdeploy.models.regionvit import Downsample
 
 
-class MapAttention(nn.Module):
-    """What both attentions over (B, dim, H, W) have: keys and values of every `step`-th pixel, widths of their own."""
+class ScaledAttention(MapAttention):
+    """Keys and values of every `step` x `step` pixels, with widths of their own."""
 
-    def __init__(self, dim: int, heads: int, dim_key: int, dim_value: int, dropout: float, step: int) -> None:
-        super().__init__()
-        self.heads, self.drop = heads, dropout
-        self.scale = dim_key**-0.5
-        self.norm = ChannelNorm(dim)
-        self.to_q = nn.Conv2d(dim, dim_key * heads, 1, bias=False)
-        self.to_k = nn.Conv2d(dim, dim_key * heads, step, stride=step, bias=False)
-        self.to_v = nn.Conv2d(dim, dim_value * heads, step, stride=step, bias=False)
-        self.to_out = nn.Sequential(nn.Conv2d(dim_value * heads, dim, 1), nn.Dropout(dropout))
+    def __init__(self, dim: int, heads: int, dim_key: int, dim_value: int, dropout: float, step: int = 1) -> None:
+        super().__init__(dim, heads, dim_key, dim_value * heads, dropout)
+        self.to_q = PatchLinear(dim, dim_key * heads, bias=False)
+        self.to_k = PatchLinear(dim, dim_key * heads, step, bias=False)
+        self.to_v = PatchLinear(dim, dim_value * heads, step, bias=False)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attend(q, k, v, self.scale, dropout=self.drop if self.training else 0.0)
+    def qkv(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.to_q(x), self.to_k(x), self.to_v(x)
 
 
-class ScalableSelfAttention(MapAttention):
-    def forward(self, x: Tensor) -> Tensor:
-        rows, x = x.shape[-2], self.norm(x)
-        found = (self.to_q(x), self.to_k(x), self.to_v(x))
-        q, k, v = (rearrange(t, "b (h d) y x -> b h (y x) d", h=self.heads) for t in found)
-        return self.to_out(rearrange(self.attend(q, k, v), "b h (y x) d -> b (h d) y x", y=rows))
+class InteractiveAttention(ScaledAttention):
+    """Within windows, None being one of all pixels; a convolution of the values, which crosses borders, is added."""
 
+    def __init__(self, dim: int, heads: int, dim_key: int, dim_value: int, dropout: float, window: int | None) -> None:
+        super().__init__(dim, heads, dim_key, dim_value, dropout)
+        self.window = window
+        self.local_interactive_module = MapConv(dim_value * heads, dim_value * heads, 3, padding=1)
 
-class InteractiveWindowedSelfAttention(MapAttention):
-    """Within windows; None is one window, the map."""
-
-    def __init__(
-        self, dim: int, heads: int, dim_key: int, dim_value: int, dropout: float, window_size: int | None
-    ) -> None:
-        super().__init__(dim, heads, dim_key, dim_value, dropout, 1)
-        self.window = window_size
-        self.local_interactive_module = nn.Conv2d(dim_value * heads, dim_value * heads, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        high, wide = (x.shape[-2], x.shape[-1]) if self.window is None else (self.window, self.window)
-        rows, x = x.shape[-2] // high, self.norm(x)
-        found = (self.to_q(x), self.to_k(x), self.to_v(x))
-        joined = self.local_interactive_module(found[2])
-        q, k, v = (
-            rearrange(t, "b (h d) (y p) (x q) -> b (y x) h (p q) d", h=self.heads, p=high, q=wide) for t in found
-        )
-        out = rearrange(self.attend(q, k, v), "b (y x) h (p q) d -> b (h d) (y p) (x q)", y=rows, p=high, q=wide)
-        return self.to_out(out + joined)
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return super().mix(q, k, v) + self.local_interactive_module(v)
 
 
 class Transformer(nn.Module):
@@ -75,11 +60,11 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(
             nn.ModuleList(
                 [
-                    ScalableSelfAttention(dim, *wide),
+                    ScaledAttention(dim, *wide),
                     MapFeedForward(dim, mult, dropout),
                     nn.Identity() if layer else PEG(dim),
                     MapFeedForward(dim, mult, dropout),
-                    InteractiveWindowedSelfAttention(dim, *near),
+                    InteractiveAttention(dim, *near),
                 ]
             )
             for layer in range(depth)
@@ -133,18 +118,18 @@ class ScalableViT(nn.Module):
         given = {"heads": heads, "ssa_dim_key": ssa_dim_key, "ssa_dim_value": ssa_dim_value}
         given |= {"reduction_factor": reduction_factor, "iwsa_dim_key": iwsa_dim_key, "iwsa_dim_value": iwsa_dim_value}
         stages = zip(depth, windows, *(of_stages(name, value, count) for name, value in given.items()), strict=True)
-        self.to_patches = nn.Conv2d(channels, dim, 7, stride=4, padding=3)
+        self.to_patches = MapConv(channels, dim, 7, stride=4, padding=3)
         self.layers = nn.ModuleList()
         for stage, (layers, window, h, key, value, step, near_key, near_value) in enumerate(stages):
             width, last = dim * 2**stage, stage == count - 1
             wide, near = (h, key, value, dropout, step), (h, near_key, near_value, dropout, window)
             transformer = Transformer(width, layers, wide, near, ff_expansion_factor, dropout, not last)
             self.layers.append(nn.ModuleList([transformer, nn.Identity() if last else Downsample(width, width * 2)]))
-        pool = Reduce("b d h w -> b d", "mean")
+        pool = Reduce("b h w d -> b d", "mean")
         self.mlp_head = nn.Sequential(pool, nn.LayerNorm(width), nn.Linear(width, num_classes))
 
     def forward(self, img: Tensor) -> Tensor:
-        x = self.to_patches(img)
+        x = self.to_patches(img.movedim(1, -1))
         for transformer, down in parts(self.layers):
             x = down(transformer(x))
         return self.mlp_head(x)

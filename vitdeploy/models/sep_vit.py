@@ -8,24 +8,24 @@ from einops import rearrange
 from einops.layers.torch import Rearrange, Reduce
 from torch import Tensor, nn
 
-from vitdeploy.models.blocks import PEG, ChannelNorm, MapFeedForward, of_stages, parts
+from vitdeploy.models.blocks import PEG, ChannelNorm, MapConv, MapFeedForward, PatchLinear, of_stages, parts
 from vitdeploy.models.layers import attend, record
 
 
 class OverlappingPatchEmbed(nn.Module):
-    """(B, dim, H, W) to (B, dim_out, H / stride, W / stride), by a convolution twice as wide as its steps."""
+    """(B, H, W, dim) to (B, H / stride, W / stride, dim_out), by a convolution twice as wide as its steps."""
 
     def __init__(self, dim: int, dim_out: int, stride: int) -> None:
         super().__init__()
         kernel = stride * 2 - 1
-        self.conv = nn.Conv2d(dim, dim_out, kernel, stride=stride, padding=kernel // 2)
+        self.conv = MapConv(dim, dim_out, kernel, stride=stride, padding=kernel // 2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(x)
 
 
 class SeparableAttention(nn.Module):
-    """Over maps (B, dim, H, W): within each window, with a token that gathers it; then each window becomes a mixture of
+    """Over maps (B, H, W, dim): within each window, with a token that gathers it; then each window becomes a mixture of
     all, by how alike their tokens are."""
 
     def __init__(self, dim: int, heads: int, dim_head: int, window: int, dropout: float) -> None:
@@ -44,12 +44,12 @@ class SeparableAttention(nn.Module):
             Rearrange("b (h c) n -> b h n c", h=heads),
         )
         self.dropout = nn.Dropout(dropout)
-        self.to_out = nn.Sequential(nn.Conv2d(inner, dim, 1), nn.Dropout(dropout))
+        self.to_out = nn.Sequential(PatchLinear(inner, dim), nn.Dropout(dropout))
 
     def forward(self, x: Tensor) -> Tensor:
         sizes = {"p": self.window, "q": self.window}
-        rows = x.shape[-2] // self.window
-        windows = rearrange(self.norm(x), "b c (y p) (x q) -> b (y x) (p q) c", **sizes)
+        rows = x.shape[1] // self.window
+        windows = rearrange(self.norm(x), "b (y p) (x q) c -> b (y x) (p q) c", **sizes)
         tokens = nn.functional.pad(windows, (0, 0, 1, 0))  # the window's own token first
         first = nn.functional.pad(self.window_tokens[None], (0, 0, 0, tokens.shape[2] - 1))
         weight = self.to_qkv.weight.squeeze(-1)
@@ -63,7 +63,7 @@ class SeparableAttention(nn.Module):
         if mixed.shape[2] > 1:
             q, k = self.window_tokens_to_qk(rearrange(gathered, "b w h d -> b h w d")).chunk(2, dim=-1)
             mixed = self.dropout(record((q * self.scale @ k.transpose(-2, -1)).softmax(dim=-1))) @ mixed
-        return self.to_out(rearrange(mixed, "b h (y x) (p q d) -> b (h d) (y p) (x q)", y=rows, **sizes))
+        return self.to_out(rearrange(mixed, "b h (y x) (p q d) -> b (y p) (x q) (h d)", y=rows, **sizes))
 
 
 class Transformer(nn.Module):
@@ -124,10 +124,11 @@ class SepViT(nn.Module):
             transformer = Transformer(width, count, of_stage, dim_head, window, ff_mult, dropout, norm=not last)
             self.layers.append(nn.ModuleList([embed, PEG(width), transformer]))
             before = width
-        pool = Reduce("b d h w -> b d", "mean")
+        pool = Reduce("b h w d -> b d", "mean")
         self.mlp_head = nn.Sequential(pool, nn.LayerNorm(before), nn.Linear(before, num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.movedim(1, -1)
         for stage in self.layers:
             for part in stage.children():
                 x = part(x)

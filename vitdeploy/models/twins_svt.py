@@ -3,54 +3,22 @@
 
 from __future__ import annotations
 
-from einops import rearrange
 from einops.layers.torch import Rearrange, Reduce
 from torch import Tensor, nn
 
-from vitdeploy.models.blocks import PEG, ChannelNorm, MapFeedForward, Residual
-from vitdeploy.models.layers import attend
+from vitdeploy.models.blocks import PEG, ChannelNorm, MapAttention, MapFeedForward, PatchLinear, Residual
 
 
-class MapAttention(nn.Module):
-    """What both attentions over (B, dim, H, W) have in common: queries of each pixel, keys and values by `k` x `k`."""
+class WindowOrSummary(MapAttention):
+    """Attention within windows, or with a window of None to one key and value of every `k` x `k` pixels."""
 
-    def __init__(self, dim: int, heads: int, dim_head: int, dropout: float, k: int) -> None:
-        super().__init__()
-        inner = heads * dim_head
-        self.heads, self.drop = heads, dropout
-        self.scale = dim_head**-0.5
-        self.norm = ChannelNorm(dim)
-        self.to_q = nn.Conv2d(dim, inner, 1, bias=False)
-        self.to_kv = nn.Conv2d(dim, inner * 2, k, stride=k, bias=False)
-        self.to_out = nn.Sequential(nn.Conv2d(inner, dim, 1), nn.Dropout(dropout))
+    def __init__(self, dim: int, dropout: float, window: int | None, k: int = 1) -> None:
+        super().__init__(dim, 8, 64, 8 * 64, dropout, window)
+        self.to_q = PatchLinear(dim, 8 * 64, bias=False)
+        self.to_kv = PatchLinear(dim, 8 * 64 * 2, k, bias=False)
 
     def qkv(self, x: Tensor) -> tuple[Tensor, ...]:
-        x = self.norm(x)
-        return self.to_q(x), *self.to_kv(x).chunk(2, dim=1)
-
-
-class LocalAttention(MapAttention):
-    """Within windows, which are a dimension of their own."""
-
-    def __init__(self, dim: int, heads: int, dim_head: int, dropout: float, window: int) -> None:
-        super().__init__(dim, heads, dim_head, dropout, 1)
-        self.window = window
-
-    def forward(self, x: Tensor) -> Tensor:
-        sizes = {"h": self.heads, "p": self.window, "q": self.window}
-        q, k, v = (rearrange(t, "b (h d) (y p) (x q) -> b (y x) h (p q) d", **sizes) for t in self.qkv(x))
-        out = attend(q, k, v, self.scale)
-        rows = x.shape[-2] // self.window
-        return self.to_out(rearrange(out, "b (y x) h (p q) d -> b (h d) (y p) (x q)", y=rows, p=self.window))
-
-
-class GlobalAttention(MapAttention):
-    """To one key and value of every `k` x `k` pixels."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (rearrange(t, "b (h d) y x -> b h (y x) d", h=self.heads) for t in self.qkv(x))
-        out = attend(q, k, v, self.scale, dropout=self.drop if self.training else 0.0)
-        return self.to_out(rearrange(out, "b h (y x) d -> b (h d) y x", y=x.shape[-2]))
+        return self.to_q(x), *self.to_kv(x).chunk(2, dim=-1)
 
 
 class Transformer(nn.Module):
@@ -63,10 +31,10 @@ class Transformer(nn.Module):
             near: list[nn.Module] = [nn.Identity(), nn.Identity()]
             if window is not None:
                 near = [
-                    Residual(LocalAttention(dim, 8, 64, dropout, window)),
+                    Residual(WindowOrSummary(dim, dropout, window)),
                     Residual(MapFeedForward(dim, 4, dropout)),
                 ]
-            far = [Residual(GlobalAttention(dim, 8, 64, dropout, k)), Residual(MapFeedForward(dim, 4, dropout))]
+            far = [Residual(WindowOrSummary(dim, dropout, None, k)), Residual(MapFeedForward(dim, 4, dropout))]
             self.layers.append(nn.ModuleList([*near, *far]))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,12 +44,17 @@ class Transformer(nn.Module):
         return x
 
 
-def patch_merging(dim: int, dim_out: int, patch: int) -> nn.Module:
-    """(B, dim, H, W) to (B, dim_out, H / patch, W / patch)."""
-    made = nn.Sequential(Rearrange("b c (h p) (w q) -> b (c p q) h w", p=patch, q=patch))
-    width = patch**2 * dim
-    made.add_module("proj", nn.Sequential(ChannelNorm(width), nn.Conv2d(width, dim_out, 1), ChannelNorm(dim_out)))
-    return made
+class PatchEmbedding(nn.Module):
+    """(B, H, W, dim) to (B, H / patch, W / patch, dim_out)."""
+
+    def __init__(self, dim: int, dim_out: int, patch: int) -> None:
+        super().__init__()
+        width = patch**2 * dim
+        self.pixels = Rearrange("b (y p) (x q) c -> b y x (c p q)", p=patch, q=patch)
+        self.proj = nn.Sequential(ChannelNorm(width), PatchLinear(width, dim_out), ChannelNorm(dim_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(self.pixels(x))
 
 
 class TwinsSVT(nn.Module):
@@ -135,10 +108,10 @@ class TwinsSVT(nn.Module):
             first, others = (Transformer(width, count, window, k, dropout) for count in (1, depth))
             positions = nn.Sequential()
             positions.add_module("proj", Residual(PEG(width, peg_kernel_size).proj))
-            layers.append(nn.Sequential(patch_merging(dim, width, patch), first, positions, others))
+            layers.append(nn.Sequential(PatchEmbedding(dim, width, patch), first, positions, others))
             dim = width
-        head = [Reduce("b c h w -> b c", "mean"), nn.Identity(), nn.Linear(dim, num_classes)]
+        head = [Reduce("b h w c -> b c", "mean"), nn.Identity(), nn.Linear(dim, num_classes)]
         self.layers = nn.Sequential(*layers, *head)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+        return self.layers(x.movedim(1, -1))
