@@ -19,7 +19,13 @@ CROSS: dict[str, Any] = {"dim": (32, 32, 64, 64), "depth": 1, "global_window_siz
 CROSS["local_window_size"] = (4, 4, 2, 2)
 SCALABLE: dict[str, Any] = {"num_classes": 10, "dim": 8, "depth": (1, 2), "heads": (1, 2), "window_size": (4, None)}
 SCALABLE |= {"reduction_factor": (4, 2), "ssa_dim_key": (8, 4), "iwsa_dim_value": 8}
+JET: dict[str, Any] = {**NVIT, "window_size": 2, "dim_head": 16, "attn_layers": ["WA", "LA"]}
 CASES = {
+    "jet_vit": Case("jet_vit.JetViT", JET),
+    "jet_vit, not square": Case("jet_vit.JetViT", {**JET, "image_size": (32, 64), "channels": 1}, (1, 32, 64)),
+    "jet_vit, tokens": Case("jet_vit.JetViT", {**JET, "num_classes": 0, "attn_layers": None}),
+    "vit_5": Case("vit_5.ViT", NVIT),
+    "vit_5, one head and no registers": Case("vit_5.ViT", {**NVIT, "num_registers": 0, "heads": 1, "dim_head": 32}),
     "normalized_vit": Case("normalized_vit.nViT", NVIT),
     "normalized_vit, not square": Case(
         "normalized_vit.nViT", {**NVIT, "image_size": (32, 64), "residual_lerp_scale_init": 0.1}, (3, 32, 64)
@@ -38,6 +44,10 @@ CASES = {
     "sep_vit, one window at last": Case("sep_vit.SepViT", {**SEP, "heads": 2}, (3, 56, 56)),
 }
 BAD: dict[str, tuple[str, dict[str, Any]]] = {
+    "window_size .3. must divide": ("jet_vit.JetViT", {**JET, "window_size": 3}),
+    "attn_layers": ("jet_vit.JetViT", {**JET, "attn_layers": ("WA", "XA")}),
+    "as many as depth": ("jet_vit.JetViT", {**JET, "attn_layers": ("WA",)}),
+    "dim_head .18. must be a multiple": ("vit_5.ViT", {**NVIT, "dim_head": 18}),
     "patch_size": ("normalized_vit.nViT", {**NVIT, "patch_size": 24}),
     "highres_patch_size": ("look_vit.LookViT", {**LOOK, "highres_patch_size": 12}),
     "must be above": ("look_vit.LookViT", {**LOOK, "patch_size": 8}),
@@ -86,3 +96,15 @@ def test_normed_weights_are_written_back() -> None:
 def test_sep_vit_has_the_windows_and_heads_that_are_asked_for(tmp_path: Path) -> None:
     """Theirs has windows of 7 and heads of 32 all the same."""
     check_export(Case("sep_vit.SepViT", {**SEP, "window_size": (4, 2), "dim_head": 8}, (3, 32, 32)), tmp_path)
+
+
+def test_jet_vit_draws_among_attentions_while_training_alone() -> None:
+    """vit-pytorch draws in eval too."""
+    model = ours("jet_vit.JetViT")(**{**JET, "attn_layers": [("WA", "LA", "FA")] * 2})
+    x = torch.randn(1, 3, 64, 64)
+    drawn = {tuple(model(x).flatten().tolist()) for _ in range(20)}
+    assert len(drawn) > 1
+    model.eval()
+    first = ours("jet_vit.JetViT")(**{**JET, "attn_layers": ["WA", "WA"]}).eval()
+    first.load_state_dict(model.state_dict())
+    assert torch.equal(model(x), first(x))

@@ -292,8 +292,9 @@ class MapAttention(nn.Module):
         dropout = self.drop if self.training else 0.0
         if self.window is not None:
             return attend_in_windows(q, k, v, self.heads, self.window, self.scale, dropout=dropout)
-        tokens = (split_heads(t.flatten(1, 2), self.heads) for t in (q, k, v))
-        return merge_heads(attend(*tokens, self.scale, dropout=dropout)).unflatten(1, q.shape[1:3])
+        rows_columns = q.shape[1:3]
+        q, k, v = (split_heads(t.flatten(1, 2), self.heads) for t in (q, k, v))
+        return merge_heads(attend(q, k, v, self.scale, dropout=dropout)).unflatten(1, rows_columns)
 
 
 def attend_in_windows(
@@ -317,9 +318,10 @@ def attend_in_windows(
     """
     high, wide = pair(window)
     layout = "b (p y) (q x) (h d)" if distant else "b (y p) (x q) (h d)"
-    tokens = (rearrange(t, f"{layout} -> b (y x) h (p q) d", h=heads, p=high, q=wide) for t in (q, k, v))
-    out = attend(*tokens, scale, bias, dropout)
-    return rearrange(out, f"b (y x) h (p q) d -> {layout}", y=q.shape[1] // high, p=high, q=wide)
+    rows = q.shape[1] // high
+    q, k, v = (rearrange(t, f"{layout} -> b (y x) h (p q) d", h=heads, p=high, q=wide) for t in (q, k, v))
+    out = attend(q, k, v, scale, bias, dropout)
+    return rearrange(out, f"b (y x) h (p q) d -> {layout}", y=rows, p=high, q=wide)
 
 
 class ClassTokenViT(nn.Module):

@@ -6,7 +6,7 @@ import difflib
 import importlib
 import inspect
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
 from vitdeploy.errors import UsageError
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 LARGEST = 1 << 14  # of a number: beyond it building would not end, or not fit
-NO_NUMBER = {"num_classes", "padding", "pooling_padding"}  # whole numbers that may be 0
+NO_NUMBER = {"num_classes", "num_registers", "padding", "pooling_padding"}  # whole numbers that may be 0
 
 
 def constructor(entry: zoo.Entry) -> Any:
@@ -96,8 +96,8 @@ def fits(wanted: Any, value: Any) -> bool:
         return value is None
     if get_origin(wanted) in (Union, types.UnionType):
         return any(fits(one, value) for one in get_args(wanted))
-    if get_origin(wanted) is tuple or wanted is tuple:
-        inner = get_args(wanted) or (Any, ...)
+    if get_origin(wanted) in (tuple, Sequence) or wanted is tuple:
+        inner = (*get_args(wanted), ...) if get_origin(wanted) is Sequence else get_args(wanted) or (Any, ...)
         if not isinstance(value, tuple):
             return False
         if len(inner) == 2 and inner[1] is ...:

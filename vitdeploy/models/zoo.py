@@ -131,6 +131,14 @@ def _entries() -> Iterator[Entry]:
     yield _entry("simple_vit_with_patch_dropout:SimpleViT", "Liu et al., PatchDropout, 2208.07220", COARSE)
     yield _entry("simple_flash_attn_vit:SimpleViT", "Dao et al., FlashAttention, 2205.14135", COARSE)
     yield _entry("simple_vit_with_qk_norm:SimpleViT", "Dehghani et al., ViT-22B, 2302.05442", COARSE)
+    jet: Arguments = {
+        "image_size": 224,
+        "dim": 512,
+        "mlp_dim": 3072,
+        "attn_layers": ("LA", "LA", "WA", "FA", "LA", "FA"),
+    }
+    yield _entry("jet_vit:JetViT", "Zou et al., JetViT, 2605.26636", {**FINE, **jet})
+    yield _entry("vit_5:ViT", "Wang et al., ViT-5, 2602.08071", FINE, dim=512, mlp_dim=1024)
 
 
 @cache
