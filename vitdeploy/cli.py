@@ -44,6 +44,10 @@ PretrainedOpt = Annotated[
 NumClasses = Annotated[int | None, typer.Option(help="Width of the logits.")]
 ImageSize = Annotated[str | None, typer.Option(help="Input size: 256 or 256x320 (height x width).")]
 InChans = Annotated[int | None, typer.Option(help="Image channels.")]
+Shape = Annotated[
+    str | None,
+    typer.Option(metavar="CxHxW|CxFxHxW", help="Channels, height and width of an image; with frames, of a video."),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="ARGUMENT=VALUE", help="Of a zoo: model's constructor, such as dim=256; repeatable."),
@@ -82,15 +86,30 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     parts = text.lower().split("x")
-    if not 1 <= len(parts) <= 2 or not all(p.isdecimal() and int(p) > 0 for p in parts):
+    if not 1 <= len(parts) <= 2 or not all(p.isdecimal() and len(p) < 9 and int(p) > 0 for p in parts):
         raise UsageError(f"Image size '{text}' is not a number such as 256, or height x width such as 256x320.")
     return int(parts[0]), int(parts[-1])
+
+
+def parse_shape(
+    shape: str | None, image_size: str | None, in_chans: int | None
+) -> tuple[tuple[int, int] | None, int | None, int | None]:
+    """(height, width), channels and frames, of '3x224x224', '3x16x128x128', or of the options for some of these."""
+    if shape is None:
+        return parse_size(image_size), in_chans, None
+    if image_size is not None or in_chans is not None:
+        raise UsageError("--shape says what --image-size and --in-chans do: give one or the others.")
+    parts = shape.lower().replace(",", "x").split("x")
+    if len(parts) not in (3, 4) or not all(p.isdecimal() and len(p) < 9 for p in parts):
+        raise UsageError(f"Shape '{shape}' is not channels x height x width, or channels x frames x height x width.")
+    channels, *frames, height, width = (int(p) for p in parts)
+    return (height, width), channels, frames[0] if frames else None
 
 
 def parse_batch(text: str) -> int | tuple[int, int, int]:
     """'4' as a fixed batch, '1:8:32' as (min, opt, max)."""
     parts = text.split(":")
-    if len(parts) not in (1, 3) or not all(p.isdecimal() for p in parts):
+    if len(parts) not in (1, 3) or not all(p.isdecimal() and len(p) < 9 for p in parts):
         raise UsageError(f"Batch '{text}' is not a number such as 4, or min:opt:max such as 1:8:32.")
     sizes = [int(p) for p in parts]
     return sizes[0] if len(sizes) == 1 else (sizes[0], sizes[1], sizes[2])
@@ -264,6 +283,7 @@ def export(
     num_classes: NumClasses = None,
     image_size: ImageSize = None,
     in_chans: InChans = None,
+    shape: Shape = None,
     arguments: Set = None,
     config: Config = None,
     seed: Seed = 0,
@@ -311,17 +331,19 @@ def export(
     if len(asked) > 1:
         raise UsageError(f"More than one precision is asked for: {', '.join(sorted(asked))}.")
     numbers = (parse_numbers(mean, "--mean"), parse_numbers(std, "--std"))
+    size, channels, frames = parse_shape(shape, image_size, in_chans)
     build = BuildOptions(
         weights,
         pretrained,
         num_classes,
-        parse_size(image_size),
-        in_chans,
+        size,
+        channels,
         seed,
         *numbers,
         crop_pct,
         interpolation,
         read_arguments(config, arguments),
+        frames,
     )
     options = run_options(device, threads, provider, provider_option, optimization)
     request = ExportRequest(
@@ -518,6 +540,7 @@ def tune(
     num_classes: NumClasses = None,
     image_size: ImageSize = None,
     in_chans: InChans = None,
+    shape: Shape = None,
     arguments: Set = None,
     config: Config = None,
     seed: Seed = 0,
@@ -549,6 +572,7 @@ def tune(
     from vitdeploy.tune.budget import Budget
 
     numbers = (parse_numbers(mean, "--mean"), parse_numbers(std, "--std"))
+    size, channels, frames = parse_shape(shape, image_size, in_chans)
     request = TuneRequest(
         export=ExportRequest(
             model=model,
@@ -556,13 +580,14 @@ def tune(
                 weights,
                 pretrained,
                 num_classes,
-                parse_size(image_size),
-                in_chans,
+                size,
+                channels,
                 seed,
                 *numbers,
                 crop_pct,
                 interpolation,
                 read_arguments(config, arguments),
+                frames,
             ),
             batch=parse_batch(batch),
             run=RunOptions(device, threads),

@@ -23,7 +23,7 @@ class InputSpec:
     """Everything between an image file and the input tensor.
 
     Attributes:
-        shape: (channels, height, width) of one image.
+        shape: (channels, height, width) of one image, or (channels, frames, height, width) of one video.
         mean, std: per channel, for pixels scaled to [0, 1].
         crop_pct: the centre crop's side as a fraction of the resized image's side.
         interpolation: resize filter, by Pillow's names.
@@ -32,7 +32,7 @@ class InputSpec:
         channel_order: 'RGB' or 'BGR'.
     """
 
-    shape: tuple[int, int, int] = (3, 224, 224)
+    shape: tuple[int, ...] = (3, 224, 224)
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     crop_pct: float = 0.9
@@ -41,9 +41,11 @@ class InputSpec:
     channel_order: str = "RGB"
 
     def __post_init__(self) -> None:
-        if len(self.shape) != 3 or any(not isinstance(n, int) or not 1 <= n <= LARGEST_SIDE for n in self.shape):
+        sizes = len(self.shape) in (3, 4) and all(isinstance(n, int) and 1 <= n <= LARGEST_SIDE for n in self.shape)
+        if not sizes:
             raise UsageError(
-                f"Input shape {self.shape} is not (channels, height, width), each from 1 to {LARGEST_SIDE}."
+                f"Input shape {self.shape} is not (channels, height, width) or (channels, frames, height, width), each "
+                f"from 1 to {LARGEST_SIDE}."
             )
         channels = self.shape[0]
         for name in ("mean", "std"):
@@ -93,16 +95,29 @@ class InputSpec:
     def to_dict(self) -> dict[str, Any]:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)"""
+        return self.shape[-2], self.shape[-1]
+
+    @property
+    def frames(self) -> int | None:
+        """Of a video; None where the input is an image."""
+        return self.shape[1] if len(self.shape) == 4 else None
+
     def with_size(self, height: int, width: int) -> InputSpec:
-        return replace(self, shape=(self.shape[0], height, width))
+        return replace(self, shape=(*self.shape[:-2], height, width))
 
     def __str__(self) -> str:
         def compact(values: tuple[float, ...]) -> str:
             return f"{values[0]:g}" if len(set(values)) == 1 else "/".join(f"{v:g}" for v in values)
 
         size = "x".join(str(n) for n in self.shape)
+        pixels = f"{size}, mean {compact(self.mean)}, std {compact(self.std)}"
+        if self.frames is not None:
+            return pixels
         crop = f"crop {self.crop_pct:g}" + ("" if self.crop_mode == "center" else f" {self.crop_mode}")
-        return f"{size}, mean {compact(self.mean)}, std {compact(self.std)}, {crop}, {self.interpolation}"
+        return f"{pixels}, {crop}, {self.interpolation}"
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,42 @@ def test_artifact_is_made_and_verified_again(precision: str, cli: Cli, work: Pat
     assert cli("predict", folder, "photo.png").code == 0
 
 
+VIDEO = ("zoo:vit_3d", "--set", "dim=32", "--set", "depth=1", "--set", "mlp_dim=32", "--shape", "3x4x32x64")
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_model_of_videos_is_exported_and_verified_again(precision: str, cli: Cli, work: Path) -> None:
+    np.save(work / "clips.npy", np.random.default_rng(0).standard_normal((8, 3, 4, 32, 64), np.float32))
+    photos = ("--calib", "clips.npy") if precision == "int8" else ()
+    done = cli("export", *VIDEO, "--precision", precision, *photos, "--no-bench", "--json")
+    assert done.code == 0, done.err
+    made = json.loads(done.out)
+    assert made["model"]["input"]["shape"] == [3, 4, 32, 64]
+    assert made["model"]["config"]["frames"] == 4
+    folder = f"zoo-vit_3d-{precision}"
+    assert cli("verify", folder, "--data", "clips.npy").code == 0
+    assert cli("bench", folder, "--duration", "0.1").code == 0
+    Image.fromarray(np.zeros((80, 80, 3), np.uint8)).save(work / "photo.png")
+    told = cli("predict", folder, "photo.png")
+    assert told.code == 2
+    assert "takes videos of 4 frames" in told.err
+
+
+def test_users_own_model_of_videos_is_exported(cli: Cli, work: Path) -> None:
+    (work / "mine.py").write_text(
+        "import torch\n"
+        "class Mean(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.head = torch.nn.Linear(2, 5)\n"
+        "    def forward(self, x):\n"
+        "        return self.head(x.mean(dim=(2, 3, 4)))\n"
+    )
+    done = cli("export", "mine.py:Mean", "--shape", "2x3x8x8", "--no-bench", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["model"]["input"]["shape"] == [2, 3, 8, 8]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -52,6 +88,11 @@ def test_artifact_is_made_and_verified_again(precision: str, cli: Cli, work: Pat
         (("zoo:vit", "--config", "nowhere.toml"), "nowhere.toml"),
         (("zoo:vit", "--config", "bad.toml"), "bad.toml is not a TOML file"),
         (("levit_128s", "--set", "dim=3"), "are for zoo: names"),
+        (("levit_128s", "--shape", "3x4x224x224"), "takes images, not videos"),
+        (("zoo:vit", "--shape", "3x4x224x224"), "takes images, not videos"),
+        (("zoo:vit", "--shape", "3xx224"), "is not channels x height x width"),
+        (("zoo:vit", "--shape", "3x64x64", "--image-size", "64"), "give one or the others"),
+        (("zoo:vit_3d", "--shape", "3x0x64x64"), "frames"),
         (("zoo:", "--no-bench"), "Unknown architecture 'zoo:'"),
     ],
     ids=lambda value: " ".join(value)[:30] if isinstance(value, tuple) else "",

@@ -143,7 +143,7 @@ def test_global_generator_training_mode_and_dtype_are_left_alone() -> None:
 
 def test_wrong_image_shape_is_a_usage_error() -> None:
     model = build("levit_128s", 96)
-    with pytest.raises(UsageError, match="does not run on a 3x224x224 image"):
+    with pytest.raises(UsageError, match="does not run on an input of 3x224x224"):
         random_weights(model, 0)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 

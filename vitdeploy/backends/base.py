@@ -85,7 +85,7 @@ class Program:
     """
 
     module: nn.Module
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     batch: int | tuple[int, int, int]
     io_precision: str
     samples: Sequence[np.ndarray]

@@ -150,7 +150,8 @@ def open_images(
     - A folder is searched through its subfolders; where every image lies in a subfolder, those may be classes.
     - A list (.txt, .lst, .csv) has one path a line, and perhaps a label: see list_file.read_list.
     - An .npz has the arrays `images`, uint8 (N, H, W) or (N, H, W, 3), and perhaps `labels`, integers (N,).
-    - An .npy is such an array of images; or float32 (N, C, H, W), taken as it is: already preprocessed.
+    - An .npy is such an array of images; or float32 (N, C, H, W), of videos (N, C, F, H, W), taken as it is: already
+      preprocessed.
 
     Args:
         limit: keep that many candidates, evenly spread over them in their order.
@@ -335,7 +336,7 @@ def _open_array(path: Path, spec: InputSpec) -> _Pixels | _Tensors:
         raise UsageError(f"{path} is not a readable .npy file.", fix="Name it .npz if numpy.savez wrote it.")
     if images.dtype == np.uint8 and images.size and (images.ndim == 3 or images.shape[3:] in ((1,), (3,))):
         return _Pixels(path, images, spec)
-    if images.dtype.kind == "f" and images.dtype.itemsize == 4 and images.size and images.ndim == 4:
+    if images.dtype.kind == "f" and images.dtype.itemsize == 4 and images.size and images.ndim in (4, 5):
         return _Tensors(path, images, spec)
     raise UsageError(
         f"{path} must hold images, uint8 (N, H, W) or (N, H, W, 3), or preprocessed float32 (N, C, H, W), not "

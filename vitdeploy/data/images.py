@@ -61,6 +61,11 @@ def preprocess(image: Image.Image, spec: InputSpec) -> np.ndarray:
     Raises:
         UsageError: the spec's channels are not 1 or 3 in RGB order, or the image is too elongated to be resized.
     """
+    if spec.frames is not None:
+        raise UsageError(
+            f"The model takes videos of {spec.frames} frames, not images.",
+            fix="Give an .npy file of preprocessed float32 (N, C, F, H, W), where videos are wanted.",
+        )
     mode = MODES.get(spec.shape[0])
     if mode is None or spec.channel_order != "RGB":
         raise UsageError(f"Image files give 1 or 3 channels in RGB order, not {spec.shape[0]} in {spec.channel_order}.")
@@ -112,7 +117,7 @@ def resized_size(height: int, width: int, spec: InputSpec) -> tuple[int, int]:
     """
     from PIL import Image
 
-    target = [math.floor(side / spec.crop_pct) for side in spec.shape[1:]]
+    target = [math.floor(side / spec.crop_pct) for side in spec.size]
     if spec.crop_mode == "squash":
         size = (target[0], target[1])
     elif spec.crop_mode == "center" and target[0] == target[1]:
@@ -124,7 +129,7 @@ def resized_size(height: int, width: int, spec: InputSpec) -> tuple[int, int]:
         size = (max(1, round(height / ratio)), max(1, round(width / ratio)))
     if Image.MAX_IMAGE_PIXELS is not None and size[0] * size[1] > Image.MAX_IMAGE_PIXELS:
         raise UsageError(
-            f"An image of {width}x{height} pixels is too elongated: resized for {spec.shape[2]}x{spec.shape[1]} it "
+            f"An image of {width}x{height} pixels is too elongated: resized for {spec.size[1]}x{spec.size[0]} it "
             f"would be {size[1]}x{size[0]}."
         )
     return size
@@ -143,7 +148,7 @@ def _centre(image: Image.Image, spec: InputSpec) -> Image.Image:
     """Crop around the centre; pad where the image is smaller: black, or the mean's colour in border mode."""
     from PIL import Image
 
-    height, width = spec.shape[1:]
+    height, width = spec.size
     fill = [round(255 * mean) if spec.crop_mode == "border" else 0 for mean in spec.mean]
     canvas = Image.new(image.mode, (width, height), tuple(fill) if len(fill) > 1 else fill[0])
     canvas.paste(image, (_offset(width, image.width), _offset(height, image.height)))

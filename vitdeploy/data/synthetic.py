@@ -29,7 +29,7 @@ def synthetic_images(spec: InputSpec, count: int, seed: int = 0) -> np.ndarray:
         seed: not negative.
 
     Returns:
-        float32 (N, C, H, W).
+        float32 (N, C, H, W), or (N, C, F, H, W) of a spec for videos.
 
     Raises:
         UsageError: count below 1 or a negative seed.
@@ -39,13 +39,19 @@ def synthetic_images(spec: InputSpec, count: int, seed: int = 0) -> np.ndarray:
 
 
 def synthetic_image(spec: InputSpec, index: int, count: int, seed: int = 0) -> np.ndarray:
-    """float32 (C, H, W): image `index` of `synthetic_images(spec, count, seed)`, without making the others."""
-    channels, height, width = spec.shape
+    """float32 (C, H, W): image `index` of `synthetic_images(spec, count, seed)`, without making the others.
+
+    A video, (C, F, H, W), is a view that moves across a wider scene.
+    """
+    channels, (height, width), steps = spec.shape[0], spec.size, (spec.frames or 1) - 1
     corner = index - (count - CORNER_CASES)
     if count >= CORNER_CASES_FROM and corner >= 0:
-        return normalise(_corner_cases(height, width, channels)[corner], spec)
-    rng = np.random.Generator(np.random.PCG64([seed, index]))
-    return normalise(_scene(rng, height, width, channels), spec)
+        scene = _corner_cases(height, width + steps, channels)[corner]
+    else:
+        rng = np.random.Generator(np.random.PCG64([seed, index]))
+        scene = _scene(rng, height, width + steps, channels)
+    views = [normalise(scene[:, step : step + width], spec) for step in range(steps + 1)]
+    return views[0] if spec.frames is None else np.stack(views, axis=1)
 
 
 def check(count: int, seed: int) -> None:

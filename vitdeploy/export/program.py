@@ -20,7 +20,7 @@ PRODUCTS |= {f"conv_transpose{rank}d" for rank in (1, 2, 3)}
 
 def export_program(
     module: nn.Module,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     *,
     batch: int | tuple[int, int, int] = 1,
     dtype: torch.dtype | None = None,

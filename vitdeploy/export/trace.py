@@ -23,13 +23,13 @@ OPSETS = range(18, 25)
 
 
 def trace(
-    module: nn.Module, shape: tuple[int, int, int], *, batch: tuple[int, int, int] | int = 1, opset: int = OPSET
+    module: nn.Module, shape: tuple[int, ...], *, batch: tuple[int, int, int] | int = 1, opset: int = OPSET
 ) -> ir.Model:
     """Trace `module` in eval mode to a graph with the input `image` and the output `logits`.
 
     Args:
-        module: takes (B, C, H, W) float32 and returns (B, classes).
-        shape: (C, H, W).
+        module: takes (B, *shape) float32 and returns (B, classes).
+        shape: (C, H, W) of an image, (C, F, H, W) of a video.
         batch: a fixed batch, or (min, opt, max) for a dynamic one.
         opset: of the default ONNX domain.
 

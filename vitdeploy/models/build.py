@@ -31,6 +31,7 @@ class BuildOptions:
         num_classes: width of the logits.
         image_size: (height, width).
         in_chans: image channels.
+        frames: of a video, where the model takes videos.
         seed: of random weights.
         mean, std, crop_pct, interpolation: override the InputSpec.
         arguments: of the constructor, where the name is a `zoo:` one.
@@ -47,6 +48,7 @@ class BuildOptions:
     crop_pct: float | None = None
     interpolation: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    frames: int | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,8 @@ def check(name: str, options: BuildOptions) -> None:
         raise UsageError(f"num_classes is {options.num_classes}: it must be 0 (no classifier) or more.")
     if options.in_chans is not None and not 1 <= options.in_chans <= LARGEST_MODEL_ARG:
         raise UsageError(f"in_chans is {options.in_chans}: it must be from 1 to {LARGEST_MODEL_ARG}.")
+    if options.frames is not None and not (name.startswith(zoo.PREFIX) or is_code(name)):
+        raise UsageError(f"{name} takes images, not videos.", fix="Give --shape channels, height and width.")
     if name.endswith(".onnx"):
         raise UnsupportedModel(
             f"{name} is a finished graph: there is no PyTorch model to prove it against.",
@@ -148,7 +152,7 @@ def rebuild(spec: ModelSpec) -> Built:
         weights=origin.location if origin.kind in ("file", "folder", "hub") else None,
         pretrained=False,
         num_classes=spec.num_classes if origin.kind != "factory" else None,
-        image_size=(shape[1], shape[2]),
+        image_size=spec.input.size,
         in_chans=shape[0] if shape[0] != 3 else None,
         seed=origin.seed or 0,
         mean=spec.input.mean,
@@ -156,6 +160,7 @@ def rebuild(spec: ModelSpec) -> Built:
         crop_pct=spec.input.crop_pct,
         interpolation=spec.input.interpolation,
         arguments=spec.config if spec.name.startswith(zoo.PREFIX) else {},
+        frames=spec.input.frames,
     )
     if origin.kind == "hub" and not origin.location.startswith("hf-hub:"):
         options = replace(options, weights=f"hf-hub:{origin.location}")
@@ -194,7 +199,7 @@ def build_catalog(name: str, options: BuildOptions, source: Source | None) -> Bu
             notes.append(f"the checkpoint's head has {classes} classes, not {expected}: building for {classes}")
     if classes is None:
         classes = source.num_classes if source.num_classes is not None else entry.num_classes
-    size = spec_input.shape[1:]
+    size = spec_input.size
     arguments = entry.arguments(classes, size)
     arguments.update(check_model_args(entry, source.model_args))
     if spec_input.shape[0] != 3:
@@ -206,7 +211,7 @@ def build_catalog(name: str, options: BuildOptions, source: Source | None) -> Bu
     else:
         from vitdeploy.models.weights import load_into
 
-        report = load_into(module, state, num_classes=classes, trained_size=trained.shape[1:])
+        report = load_into(module, state, num_classes=classes, trained_size=trained.size)
         notes.insert(0, f"{options.weights or source.origin.location}: {report}")
     if source.file is not None and options.weights is None and preset is not None and preset.quickgelu:
         notes.append(
@@ -282,6 +287,8 @@ def apply_overrides(spec: InputSpec, options: BuildOptions) -> InputSpec:
     """The InputSpec with the user's own size, channels and preprocessing."""
     if options.image_size is not None:
         spec = spec.with_size(*options.image_size)
+    if options.frames is not None:
+        spec = replace(spec, shape=(spec.shape[0], options.frames, *spec.size))
     if options.in_chans is not None and options.in_chans != spec.shape[0]:
         mean, std = ((sum(v) / len(v),) * options.in_chans for v in (spec.mean, spec.std))
         spec = replace(spec, shape=(options.in_chans, *spec.shape[1:]), mean=mean, std=std)
@@ -345,10 +352,12 @@ def build_zoo(name: str, options: BuildOptions) -> Built:
         num_classes=options.num_classes,
         image_size=options.image_size,
         in_chans=options.in_chans,
+        frames=options.frames,
     )
     module = construct(entry, arguments)
-    channels, *size = entry.shape(arguments)
-    about = replace(options, in_chans=channels, image_size=options.image_size or (size[0], size[1]))
+    channels, *frames, height, width = entry.shape(arguments)
+    about = replace(options, in_chans=channels, image_size=options.image_size or (height, width))
+    about = replace(about, frames=frames[0] if frames else None)
     spec_input = apply_overrides(InputSpec(), about)
     origin = WeightsSource("random", seed=options.seed)
     built = finish_foreign(zoo.PREFIX + entry.name, module, spec_input, origin, options, None)
@@ -460,7 +469,7 @@ def finish_foreign(
         with torch.no_grad():
             out = module(torch.zeros(1, *spec.shape))
     except Exception as error:
-        raise UsageError(f"{name} cannot run on a {spec.shape} image: {one_line(error)}.") from error
+        raise UsageError(f"{name} cannot run on an input of shape {spec.shape}: {one_line(error)}.") from error
     if not isinstance(out, torch.Tensor) or out.ndim < 2:
         raise UnsupportedModel(f"{name} returns {type(out).__name__}, not one (batch, classes) tensor.")
     return Built(module, ModelSpec(name, {}, spec, int(out.shape[-1]), tag, None, origin), tuple(notes))

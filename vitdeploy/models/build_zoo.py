@@ -31,6 +31,7 @@ def settle(
     num_classes: int | None = None,
     image_size: tuple[int, int] | None = None,
     in_chans: int | None = None,
+    frames: int | None = None,
 ) -> dict[str, Any]:
     """The constructor's arguments: the entry's, then those given, then what other options say of the same.
 
@@ -48,6 +49,11 @@ def settle(
         if not named:
             raise UsageError(f"{zoo.PREFIX}{entry.name} reads images of 3 channels, not {in_chans}.")
         arguments[named[0]] = in_chans
+    if frames is not None:
+        named = [key for key in zoo.FRAMES if key in known]
+        if not named:
+            raise UsageError(f"{zoo.PREFIX}{entry.name} takes images, not videos.")
+        arguments[named[0]] = frames
     for key, value in arguments.items():
         check_argument(entry, key, value, known)
     return arguments

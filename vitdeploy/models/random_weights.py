@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 COLOUR = (0.6, 0.6, 1.5, 1.5)  # of the noise images that the statistics are measured on: how far from grey each is
 
 
-def random_weights(model: nn.Module, seed: int, shape: tuple[int, int, int] | None = None) -> None:
+def random_weights(model: nn.Module, seed: int, shape: tuple[int, ...] | None = None) -> None:
     """Draw every parameter and BatchNorm statistic of a model anew, in place.
 
     The same seed gives the same weights whatever the number of threads: draws come from one generator of its own, and
@@ -87,7 +87,7 @@ def _default_shape(model: nn.Module) -> tuple[int, int, int]:
 
 
 def _measure_batch_norms(
-    model: nn.Module, norms: list[_BatchNorm], shape: tuple[int, int, int], generator: Generator
+    model: nn.Module, norms: list[_BatchNorm], shape: tuple[int, ...], generator: Generator
 ) -> None:
     """Set every BatchNorm's running statistics from what reaches it, each shaken so that none is exact.
 
@@ -121,7 +121,7 @@ def _measure_batch_norms(
         size = "x".join(map(str, shape))
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(
-            f"The model does not run on a {size} image: {first}.", fix="Give the size it is for."
+            f"The model does not run on an input of {size}: {first}.", fix="Give the size it is for."
         ) from None
     finally:
         for hook in hooks:
@@ -129,19 +129,22 @@ def _measure_batch_norms(
         model.to(dtype).train(training)
 
 
-def _noise_images(shape: tuple[int, int, int], generator: Generator) -> Tensor:
-    """Images (4, C, H, W), float64: each of its own colour, blurred noise and grain, as wide as real pixels."""
+def _noise_images(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """Images (4, C, H, W), float64: each of its own colour, blurred noise and grain, as wide as real pixels.
+
+    For (C, F, H, W) videos that stand still.
+    """
     import torch
     import torch.nn.functional as F
 
-    channels, height, width = shape
+    channels, *frames, height, width = shape
     count = len(COLOUR)
     images = torch.randn(count, channels, 1, 1, generator=generator).double() * torch.tensor(COLOUR).view(-1, 1, 1, 1)
     images = images.expand(count, channels, height, width).clone()
     for side in ((8, 8), (height, width)):
         layer = torch.randn(count, channels, *side, generator=generator).double()
         images += 0.6 * F.interpolate(layer, size=(height, width), mode="bilinear")
-    return images
+    return images[:, :, None].repeat(1, 1, frames[0], 1, 1) if frames else images
 
 
 def _rounded(values: Tensor) -> Tensor:

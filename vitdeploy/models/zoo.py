@@ -18,6 +18,7 @@ from vitdeploy.errors import UsageError
 
 PREFIX = "zoo:"
 SIZES = ("image_size", "img_size")  # what architectures call the image's side
+FRAMES = ("frames", "num_frames")
 CHANNELS = ("channels", "n_input_channels")
 Arguments = Mapping[str, Any]
 BASE: Arguments = {"dim": 1024, "depth": 6, "heads": 16, "mlp_dim": 2048, "num_classes": 1000}
@@ -64,12 +65,12 @@ class Entry:
     arguments: Mapping[str, Any]
     image_size: int = 224
 
-    def shape(self, arguments: Mapping[str, Any]) -> tuple[int, int, int]:
-        """(channels, height, width) of an image for these arguments."""
+    def shape(self, arguments: Mapping[str, Any]) -> tuple[int, ...]:
+        """(channels, height, width) of an image for these arguments; of a video with its frames behind the channels."""
         size = next((arguments[key] for key in SIZES if key in arguments), self.image_size)
         height, width = (size, size) if isinstance(size, int) else size
         channels = next((arguments[key] for key in CHANNELS if isinstance(arguments.get(key), int)), 3)
-        return channels, height, width
+        return channels, *(arguments[key] for key in FRAMES if key in arguments), height, width
 
 
 def _entry(target: str, paper: str, base: Arguments, *, name: str = "", side: int = 224, **more: Any) -> Entry:
@@ -116,6 +117,14 @@ def _entries() -> Iterator[Entry]:
     yield _entry("ats_vit:ViT", "Fayyaz et al., Adaptive Token Sampling, 2111.15667", ats)
     yield _entry("vit_with_patch_merger:ViT", "Renggli et al., Learning to Merge Tokens, 2202.12015", FINE, depth=12)
     yield _entry("vit_for_small_dataset:ViT", "Lee et al., ViT for Small-Size Datasets, 2112.13492", FINE, heads=16)
+    video = {**BASE, "image_size": 128, "frames": 16, "image_patch_size": 16, "frame_patch_size": 2, "heads": 8}
+    yield _entry("vit_3d:ViT", "Dosovitskiy et al., ViT over videos, 2010.11929", video)
+    yield _entry("simple_vit_3d:SimpleViT", "Beyer et al., SimpleViT over videos, 2205.01580", video)
+    cct: Arguments = {"img_size": 224, "num_frames": 8, "embedding_dim": 384, "n_conv_layers": 2, "mlp_ratio": 3.0}
+    more: Arguments = {"num_layers": 14, "num_heads": 6, "positional_embedding": "learnable"}
+    yield _entry("cct_3d:CCT", "Hassani et al., CCT over videos, 2104.05704", {**STAGES, **cct, **more})
+    vivit = {key: value for key, value in video.items() if key != "depth"}
+    yield _entry("vivit:ViViT", "Arnab et al., ViViT, 2103.15691", vivit, spatial_depth=6, temporal_depth=6)
     yield _entry("parallel_vit:ViT", "Touvron et al., Three things about ViTs, 2203.09795", FINE)
     yield _entry("learnable_memory_vit:ViT", "Sandler et al., Learnable Memory, 2203.15243", FINE)
     yield _entry("local_vit:LocalViT", "Li et al., LocalViT, 2104.05707", COARSE)

@@ -201,7 +201,7 @@ def trace_and_optimise(request: ExportRequest, built: Built, steps: Steps) -> tu
     return graph, [asdict(r) for r in results]
 
 
-def module_macs(module: nn.Module, shape: tuple[int, int, int]) -> int:
+def module_macs(module: nn.Module, shape: tuple[int, ...]) -> int:
     """Multiply-accumulates of one run at batch 1, counted while it runs once."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel

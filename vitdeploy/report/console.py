@@ -51,7 +51,8 @@ class ConsoleListener(Listener):
     def model(self, built: Built) -> None:
         spec = built.spec
         size = f"{amount(built.parameters)} parameters"
-        self.say(f"{spec.full_name:<{LABEL}} {size}   image {spec.input}")
+        what = "image" if spec.input.frames is None else "video"
+        self.say(f"{spec.full_name:<{LABEL}} {size}   {what} {spec.input}")
         for i, note in enumerate(built.notes):
             self.say(f"{'weights' if i == 0 else '':<{LABEL}} {note}")
         self.say()
@@ -108,8 +109,11 @@ def print_artifact(artifact: Artifact) -> None:
         print(f"next   vitdeploy inspect {folder}")
         print(f"       vitdeploy verify {folder}   and   vitdeploy bench {folder}   on the machine that it is for")
         return
-    print(f"next   vitdeploy predict {folder} photo.jpg")
-    print(f"       vitdeploy bench {folder} --threads 2")
+    if manifest.model.input.frames is None:
+        print(f"next   vitdeploy predict {folder} photo.jpg")
+        print(f"       vitdeploy bench {folder} --threads 2")
+    else:
+        print(f"next   vitdeploy bench {folder} --threads 2")
     print(f"       vitdeploy inspect {folder}")
     if manifest.request.get("layout") == "triton":
         print(f"       tritonserver --model-repository={shlex.quote(str(artifact.folder.absolute() / REPOSITORY))}")
