@@ -306,6 +306,9 @@ def export(
     threads: Threads = 1,
     warmup: Warmup = 0.5,
     duration: Duration = 3.0,
+    outputs: Annotated[
+        str, typer.Option(help="What the file gives: logits, and perhaps embeddings and attention, by commas.")
+    ] = "logits",
     layout: Annotated[
         str, typer.Option(help="Of the artifact's folder: plain, or triton for an NVIDIA Triton model repository.")
     ] = "plain",
@@ -344,6 +347,7 @@ def export(
         interpolation,
         read_arguments(config, arguments),
         frames,
+        tuple(outputs.split(",")),
     )
     options = run_options(device, threads, provider, provider_option, optimization)
     request = ExportRequest(

@@ -15,6 +15,7 @@ LARGEST_BATCH = 1 << 16
 CHANNEL_ORDERS = ("RGB", "BGR")
 CROP_MODES = ("center", "squash", "border")
 PRECISIONS = ("fp32", "fp16", "bf16", "fp8", "int8", "int8+bf16", "int8-dynamic", "int8-weights", "int4-weights")
+OUTPUTS = ("logits", "embeddings", "attention")
 CALIBRATED = ("int8", "int8+bf16", "fp8")  # on images
 
 
@@ -151,6 +152,7 @@ class ModelSpec:
         num_classes: width of the logits.
         labels: class names in logit order, or None.
         weights: WeightsSource.
+        outputs: what the model gives: 'logits', and perhaps 'embeddings' and 'attention'.
     """
 
     name: str
@@ -160,6 +162,7 @@ class ModelSpec:
     tag: str | None = None
     labels: tuple[str, ...] | None = None
     weights: WeightsSource = field(default_factory=WeightsSource)
+    outputs: tuple[str, ...] = ("logits",)
 
     @property
     def full_name(self) -> str:
@@ -169,6 +172,7 @@ class ModelSpec:
         data = asdict(self)
         data["input"] = self.input.to_dict()
         data["labels"] = list(self.labels) if self.labels else None
+        data["outputs"] = list(self.outputs)
         return data
 
     @classmethod
@@ -179,6 +183,7 @@ class ModelSpec:
             fields["input"] = InputSpec.from_dict(fields["input"])
             fields["weights"] = WeightsSource(**fields["weights"])
             fields["labels"] = tuple(fields["labels"]) if fields.get("labels") else None
+            fields["outputs"] = tuple(fields.get("outputs") or ("logits",))
             spec = cls(**fields)
         except (TypeError, KeyError, ValueError) as error:
             raise UsageError(f"Not a model specification: {error}.") from None
@@ -186,6 +191,8 @@ class ModelSpec:
             raise UsageError(f"Not a model specification: its name is {spec.name!r}, its tag {spec.tag!r}.")
         if not isinstance(spec.num_classes, int) or spec.num_classes < 0:
             raise UsageError(f"Not a model specification: it has {spec.num_classes!r} classes.")
+        if not all(isinstance(name, str) for name in spec.outputs):
+            raise UsageError(f"Not a model specification: its outputs are {spec.outputs!r}.")
         if spec.labels and (len(spec.labels) != spec.num_classes or not all(isinstance(n, str) for n in spec.labels)):
             raise UsageError(f"Not a model specification: its labels are not {spec.num_classes} names.")
         return spec

@@ -28,7 +28,7 @@ def trace(
     """Trace `module` in eval mode to a graph with the input `image` and the output `logits`.
 
     Args:
-        module: takes (B, *shape) float32 and returns (B, classes).
+        module: takes (B, *shape) float32 and returns (B, classes), or a tensor for each of its `output_names`.
         shape: (C, H, W) of an image, (C, F, H, W) of a video.
         batch: a fixed batch, or (min, opt, max) for a dynamic one.
         opset: of the default ONNX domain.
@@ -44,6 +44,7 @@ def trace(
             f"Opset {opset} is not supported.", fix=f"Choose one from {OPSETS.start} to {OPSETS.stop - 1}."
         )
     # torch.export takes a size of 1 for a constant, and any other stands for the whole range.
+    names = [str(name) for name in getattr(module, "output_names", [OUTPUT])]
     example = torch.zeros((batch if isinstance(batch, int) else max(batch[0], 2), *shape))
     shapes: Any = None
     if isinstance(batch, tuple):
@@ -56,7 +57,7 @@ def trace(
                 dynamo=True,
                 optimize=False,
                 input_names=[INPUT],
-                output_names=[OUTPUT],
+                output_names=names,
                 dynamic_shapes=shapes,
                 opset_version=opset,
                 verbose=False,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy.errors import MissingDependency, UnsupportedModel, UsageError, VitdeployError
 from vitdeploy.models import catalog, zoo
-from vitdeploy.spec import InputSpec, ModelSpec, WeightsSource
+from vitdeploy.spec import OUTPUTS, InputSpec, ModelSpec, WeightsSource
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,6 +32,7 @@ class BuildOptions:
         image_size: (height, width).
         in_chans: image channels.
         frames: of a video, where the model takes videos.
+        outputs: 'logits', and perhaps 'embeddings' and 'attention': see models.outputs.
         seed: of random weights.
         mean, std, crop_pct, interpolation: override the InputSpec.
         arguments: of the constructor, where the name is a `zoo:` one.
@@ -49,6 +50,7 @@ class BuildOptions:
     interpolation: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     frames: int | None = None
+    outputs: tuple[str, ...] = ("logits",)
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,17 @@ def build(name: str, options: BuildOptions | None = None) -> Built:
     """
     options = options or BuildOptions()
     check(name, options)
+    built = build_plain(name, options)
+    if options.outputs == built.spec.outputs:
+        return built
+    from vitdeploy.models.outputs import Outputs
+
+    module = Outputs(built.module, options.outputs, built.spec.input.shape).eval()
+    return replace(built, module=module, spec=replace(built.spec, outputs=options.outputs))
+
+
+def build_plain(name: str, options: BuildOptions) -> Built:
+    """The model that gives logits alone."""
     if name.startswith(zoo.PREFIX):
         return build_zoo(name, options)
     if name.startswith("timm:"):
@@ -112,6 +125,9 @@ def check(name: str, options: BuildOptions) -> None:
         raise UsageError(f"num_classes is {options.num_classes}: it must be 0 (no classifier) or more.")
     if options.in_chans is not None and not 1 <= options.in_chans <= LARGEST_MODEL_ARG:
         raise UsageError(f"in_chans is {options.in_chans}: it must be from 1 to {LARGEST_MODEL_ARG}.")
+    wanted = options.outputs
+    if OUTPUTS[0] not in wanted or len(set(wanted)) != len(wanted) or set(wanted) - set(OUTPUTS):
+        raise UsageError(f"Outputs '{','.join(wanted)}' are not logits, and perhaps embeddings and attention.")
     if options.frames is not None and not (name.startswith(zoo.PREFIX) or is_code(name)):
         raise UsageError(f"{name} takes images, not videos.", fix="Give --shape channels, height and width.")
     if name.endswith(".onnx"):
@@ -161,6 +177,7 @@ def rebuild(spec: ModelSpec) -> Built:
         interpolation=spec.input.interpolation,
         arguments=spec.config if spec.name.startswith(zoo.PREFIX) else {},
         frames=spec.input.frames,
+        outputs=spec.outputs,
     )
     if origin.kind == "hub" and not origin.location.startswith("hf-hub:"):
         options = replace(options, weights=f"hf-hub:{origin.location}")

@@ -16,7 +16,7 @@ from vitdeploy.pipeline.request import ExportRequest, Listener, Steps, request_r
 from vitdeploy.pipeline.sources import run_candidate, source_of
 from vitdeploy.pipeline.triton import caveats, lay_out
 from vitdeploy.report.tables import mb
-from vitdeploy.spec import CALIBRATED, ModelSpec
+from vitdeploy.spec import CALIBRATED, OUTPUTS, ModelSpec
 
 if TYPE_CHECKING:
     from vitdeploy.bench.sessions import Measured
@@ -54,7 +54,10 @@ def settled(request: ExportRequest) -> ExportRequest:
     """The request with what it leaves to the backend: the device and the opset."""
     from vitdeploy.backends import registry
 
-    request = replace(request, run=registry.get(request.backend).settled(request.run))
+    backend = registry.get(request.backend)
+    if backend.source != "graph" and request.build.outputs != OUTPUTS[:1]:
+        raise UsageError(f"{request.backend} gives logits alone: --outputs is not for it.")
+    request = replace(request, run=backend.settled(request.run))
     return replace(request, opset=settled_opset(request))
 
 
@@ -201,7 +204,8 @@ def judge(
     from vitdeploy.verify.compare import verify_outputs
 
     described = [case.describe() for case in cases]
-    return verify_outputs(reference, got.outputs, request.precision, request.tolerance, described)
+    logits = {"logits"} & set(reference[0]) or None
+    return verify_outputs(reference, got.outputs, request.precision, request.tolerance, described, logits)
 
 
 def settle(

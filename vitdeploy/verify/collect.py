@@ -58,10 +58,10 @@ def make_cases(
     return cases
 
 
-def eager_outputs(
-    module: nn.Module, cases: Sequence[Case], name: str = "logits", *, double: bool = False
-) -> list[dict[str, np.ndarray]]:
+def eager_outputs(module: nn.Module, cases: Sequence[Case], *, double: bool = False) -> list[dict[str, np.ndarray]]:
     """What PyTorch itself says, float32, in eval mode, without gradients; computed in float64 with `double`.
+
+    By the names in the module's `output_names`, where it has some, and else as 'logits'.
 
     Raises:
         VerificationFailed: NaN or Inf: the model is broken before anything was exported.
@@ -69,21 +69,24 @@ def eager_outputs(
     """
     import torch
 
-    results = []
+    results: list[dict[str, np.ndarray]] = []
+    names = [str(name) for name in getattr(module, "output_names", ["logits"])]
     with torch.inference_mode():
         for case in cases:
             image = torch.from_numpy(case.image)
             out = module(image.double() if double else image)
-            if not isinstance(out, torch.Tensor):
+            named = isinstance(out, tuple) and len(out) == len(names)
+            if not named and not isinstance(out, torch.Tensor):
                 raise UsageError(f"The model returns {type(out).__name__}, not one tensor.")
-            array = out.float().cpu().numpy()
-            if not np.isfinite(array).all():
-                bad = int((~np.isfinite(array)).sum())
-                raise VerificationFailed(
-                    f"PyTorch itself gives {bad} NaN or Inf of {array.size} outputs on {case.source}.",
-                    fix="Check the checkpoint and the preprocessing.",
-                )
-            results.append({name: array})
+            tensors = dict(zip(names, out if named else [out], strict=True))
+            results.append({name: tensor.float().cpu().numpy() for name, tensor in tensors.items()})
+            for array in results[-1].values():
+                if not np.isfinite(array).all():
+                    bad = int((~np.isfinite(array)).sum())
+                    raise VerificationFailed(
+                        f"PyTorch itself gives {bad} NaN or Inf of {array.size} outputs on {case.source}.",
+                        fix="Check the checkpoint and the preprocessing.",
+                    )
     return results
 
 
