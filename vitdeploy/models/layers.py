@@ -156,7 +156,7 @@ MLPS: dict[str, Callable[..., nn.Module]] = {"mlp": Mlp, "swiglu_packed": SwiGLU
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over (B, tokens, dim); qkv's rows are (q | k | v), each (head, head_dim)."""
+    """Multi-head self-attention over (..., tokens, dim); qkv's rows are (q | k | v), each (head, head_dim)."""
 
     def __init__(
         self,
@@ -182,10 +182,17 @@ class Attention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (rearrange(t, "b n (h d) -> b h n d", h=self.num_heads) for t in self.qkv(x).chunk(3, dim=-1))
-        dropout = self.attn_drop if self.training else 0.0
-        x = attend(self.q_norm(q), self.k_norm(k), v, self.scale, dropout=dropout)
-        return self.proj_drop(self.proj(rearrange(x, "b h n d -> b n (h d)")))
+        q, k, v = (rearrange(t, "... n (h d) -> ... h n d", h=self.num_heads) for t in self.qkv(x).chunk(3, dim=-1))
+        x = self.mix(self.q_norm(q), self.k_norm(k), v)
+        return self.proj_drop(self.proj(self.merge(x)))
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """What the heads make of their queries, keys and values, (..., heads, tokens, head_dim) each."""
+        return attend(q, k, v, self.scale, dropout=self.attn_drop if self.training else 0.0)
+
+    def merge(self, x: Tensor) -> Tensor:
+        """(..., heads, tokens, head_dim) to (..., tokens, dim)."""
+        return rearrange(x, "... h n d -> ... n (h d)")
 
 
 class Block(nn.Module):

@@ -1,12 +1,18 @@
 """NesT: attention within blocks of the map, and convolutions across their borders as four blocks become one
-(Zhang et al., Nested Hierarchical Transformer, 2105.12723)."""
+(Zhang et al., Nested Hierarchical Transformer, 2105.12723). `NesT` is vit-pytorch's, `Nest` the paper's."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from einops.layers.torch import Rearrange, Reduce
 from torch import Tensor, nn
 
+from vitdeploy.errors import UsageError
+from vitdeploy.models import layers
 from vitdeploy.models.blocks import (
     ChannelNorm,
     MapAttention,
@@ -18,6 +24,7 @@ from vitdeploy.models.blocks import (
     parts,
     quotient,
 )
+from vitdeploy.models.vision_transformer import check_image_size, check_pool
 
 
 class BlockAttention(MapAttention):
@@ -111,3 +118,123 @@ class Aggregate(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         conv, norm, pool = self
         return pool(norm(conv(x)).movedim(-1, 1)).movedim(1, -1)
+
+
+class Attention(layers.Attention):
+    """Self-attention over (..., tokens, dim) whose output has the heads' channels interleaved."""
+
+    def merge(self, x: Tensor) -> Tensor:
+        return rearrange(x, "... h n d -> ... n (d h)")
+
+
+class PatchEmbed(nn.Module):
+    """Images to maps (B, dim, H / patch, W / patch)."""
+
+    def __init__(self, in_chans: int, dim: int, patch: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_chans, dim, patch, stride=patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x)
+
+
+class ConvPool(nn.Module):
+    """Maps (B, dim, H, W) to (B, dim_out, H / 2, W / 2), across the borders of blocks.
+
+    Args:
+        pad_type: 'same' pads the pool behind the map alone, as TensorFlow does; '' pads all around.
+    """
+
+    def __init__(self, dim: int, dim_out: int, pad_type: str) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim_out, 3, padding=1)
+        self.norm = nn.LayerNorm(dim_out, eps=1e-6)
+        self.same = pad_type == "same"
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x).movedim(1, -1)).movedim(-1, 1)
+        if self.same:  # of an even size, the last window reaches one pixel beyond: so it does by ceil_mode
+            return F.max_pool2d(x, 3, stride=2, ceil_mode=True)
+        return F.max_pool2d(x, 3, stride=2, padding=1)
+
+
+class NestLevel(nn.Module):
+    """A map (B, dim, H, W), pooled but for the first level, and its square blocks' own transformer."""
+
+    def __init__(self, pool: nn.Module, dim: int, blocks: int, side: int, encoder: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.pool, self.blocks, self.side = pool, blocks, side
+        self.pos_embed = nn.Parameter(torch.randn(1, blocks**2, side**2, dim) * 0.02)
+        self.transformer_encoder = nn.Sequential(*encoder)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = rearrange(self.pool(x), "b c (y p) (x q) -> b (y x) (p q) c", p=self.side, q=self.side)
+        x = self.transformer_encoder(x + self.pos_embed)
+        return rearrange(x, "b (y x) (p q) c -> b c (y p) (x q)", y=self.blocks, p=self.side)
+
+
+class Nest(nn.Module):
+    """NesT as its authors trained it, with timm's constructor and keys: (B, in_chans, H, W) to (B, num_classes).
+
+    Unlike vit-pytorch's NesT, each block has position embeddings of its own, at full width, and qkv have biases.
+
+    Args:
+        num_levels: the first has 4 ** (num_levels - 1) blocks, each next a quarter of them.
+        embed_dims, num_heads, depths: of each level.
+        pad_type: '' or, for weights from JAX, 'same'; see ConvPool.
+
+    Raises:
+        UsageError: an image that is no square, or whose patches do not divide into the blocks; another pool than 'avg'.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        in_chans: int = 3,
+        patch_size: int = 4,
+        num_levels: int = 3,
+        embed_dims: Sequence[int] = (128, 256, 512),
+        num_heads: Sequence[int] = (4, 8, 16),
+        depths: Sequence[int] = (2, 2, 20),
+        num_classes: int = 1000,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.5,
+        pad_type: str = "",
+        global_pool: str = "avg",
+    ) -> None:
+        super().__init__()
+        height, width = layers.to_pair(img_size)
+        blocks = 2 ** (num_levels - 1)
+        if height != width:
+            raise UsageError(f"Image size {height}x{width} is no square, which NesT's blocks are.")
+        check_image_size((height, width), (patch_size * blocks, patch_size * blocks))
+        check_pool(global_pool, "avg")
+        side = height // (patch_size * blocks)
+        self.patch_embed = PatchEmbed(in_chans, embed_dims[0], patch_size)
+        rates = iter(layers.linspace_rates(drop_path_rate, sum(depths)))
+        levels = []
+        for level, (dim, heads, depth) in enumerate(zip(embed_dims, num_heads, depths, strict=True)):
+            encoder = [
+                layers.Block(
+                    dim,
+                    Attention(dim, heads, qkv_bias, attn_drop=attn_drop_rate, proj_drop=proj_drop_rate),
+                    mlp_ratio,
+                    proj_drop=proj_drop_rate,
+                    drop_path=next(rates),
+                )
+                for _ in range(depth)
+            ]
+            pool = ConvPool(embed_dims[level - 1], dim, pad_type) if level else nn.Identity()
+            levels.append(NestLevel(pool, dim, blocks >> level, side, encoder))
+        self.levels = nn.Sequential(*levels)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.levels(self.patch_embed(x))
+        return self.head(self.head_drop(self.norm(x.movedim(1, -1)).mean(dim=(1, 2))))

@@ -28,6 +28,13 @@ def check_image_size(size: tuple[int, int], patch: tuple[int, int]) -> None:
     )
 
 
+def check_pool(global_pool: str, *known: str) -> str:
+    """`global_pool`; raises UsageError where it is not known."""
+    if global_pool not in known:
+        raise UsageError(f"Unknown global_pool '{global_pool}': one of {', '.join(p for p in known if p)}.")
+    return global_pool
+
+
 class VisionTransformer(nn.Module):
     """A plain vision transformer: (B, in_chans, H, W) float -> (B, num_classes) logits.
 
@@ -86,8 +93,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         size, patch = to_pair(img_size), to_pair(patch_size)
         check_image_size(size, patch)
-        if global_pool not in POOLS:
-            raise UsageError(f"Unknown global_pool '{global_pool}': one of {', '.join(p for p in POOLS if p)}.")
+        check_pool(global_pool, *POOLS)
         if global_pool == "token" and not class_token:
             raise UsageError("Pooling by class token needs class_token=True.")
         self.global_pool = global_pool
