@@ -1,5 +1,6 @@
 """MaxViT with timm's constructor and keys, as its authors and timm's trained it: a convolution block, attention within
-windows, and attention over a grid of distant pixels, in each block (Tu et al., 2204.01697). vit-pytorch's is max_vit."""
+windows, and attention over a grid of distant pixels, in each block (Tu et al., 2204.01697). max_vit is vit-pytorch's.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +20,10 @@ REDUCTION = 32  # from the image to the last map, and from the image to a window
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution of odd kernel, padded as TensorFlow's 'same': what is uneven goes below and to the right."""
+    """A 3x3 convolution by half the size, padded as TensorFlow's 'same': a map of even size below and beside alone."""
 
     def forward(self, x: Tensor) -> Tensor:
-        missing = [
-            (-(-size // s) - 1) * s + k - size for size, s, k in zip(x.shape[-2:], self.stride, self.kernel_size)
-        ]
-        (above, below), (left, right) = ((n // 2, n - n // 2) for n in missing)
-        return super().forward(F.pad(x, (left, right, above, below)))
+        return super().forward(F.pad(x, (0, 1, 0, 1)))
 
 
 def conv3x3(in_chs: int, out_chs: int, stride: int, padding: str, *, groups: int = 1, bias: bool = False) -> nn.Conv2d:
