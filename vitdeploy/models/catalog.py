@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 from vitdeploy.errors import UsageError
+from vitdeploy.models import catalog_more
 from vitdeploy.models.catalog_tags import TABLE
 from vitdeploy.spec import InputSpec
 
@@ -47,7 +48,8 @@ class Entry:
 
     Attributes:
         name: timm's name.
-        family: 'vit', 'dinov2', 'deit', 'deit3', 'mobilevit', 'mobilevitv2', 'levit' or 'levit_conv'.
+        family: 'vit', 'dinov2', 'deit', 'deit3', 'mobilevit', 'mobilevitv2', 'levit', 'levit_conv', 'cait', 'xcit',
+            'pit', 'twins', 'nest', 'crossvit' or 'maxvit'.
         target: 'module:Class' inside vitdeploy.models.
         config: constructor arguments (JSON values) but for `num_classes`; has `img_size` where the class takes one.
         input: the default input.
@@ -376,9 +378,14 @@ def _levit_rows() -> Iterator[_Row]:
             yield _Row(f"{family}_{variant}", family, target, config, 224, params, macs, classifier)
 
 
+def _other_rows() -> Iterator[_Row]:
+    return (_Row(*fields) for fields in catalog_more.rows())
+
+
 @cache
 def _rows() -> dict[str, _Row]:
-    return {row.name: row for rows in (_vit_rows, _mobilevit_rows, _levit_rows) for row in rows()}
+    kinds = (_vit_rows, _mobilevit_rows, _levit_rows, _other_rows)
+    return {row.name: row for kind in kinds for row in kind()}
 
 
 @cache

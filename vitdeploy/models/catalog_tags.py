@@ -305,4 +305,121 @@ levit_conv_384_s8.untrained                              imagenet   0.9   1000 a
 levit_conv_512.untrained                                 imagenet   0.9   1000 apache-2.0          -      -
 levit_conv_512_s8.untrained                              imagenet   0.9   1000 apache-2.0          -      -
 levit_conv_512d.untrained                                imagenet   0.9   1000 apache-2.0          -      -
+cait_xxs24_224.fb_dist_in1k                              imagenet   1.0   1000 apache-2.0     78.400 94.326
+cait_xxs24_384.fb_dist_in1k                              imagenet   1.0   1000 apache-2.0     80.954 95.638
+cait_xxs36_224.fb_dist_in1k                              imagenet   1.0   1000 apache-2.0     79.750 94.866
+cait_xxs36_384.fb_dist_in1k                              imagenet   1.0   1000 apache-2.0     82.204 96.148
+cait_xs24_384.fb_dist_in1k                               imagenet   1.0   1000 apache-2.0     84.064 96.888
+cait_s24_224.fb_dist_in1k                                imagenet   1.0   1000 apache-2.0     83.484 96.586
+cait_s24_384.fb_dist_in1k                                imagenet   1.0   1000 apache-2.0     85.048 97.350
+cait_s36_384.fb_dist_in1k                                imagenet   1.0   1000 apache-2.0     85.458 97.480
+cait_m36_384.fb_dist_in1k                                imagenet   1.0   1000 apache-2.0     86.060 97.732
+cait_m48_448.fb_dist_in1k                                imagenet   1.0   1000 apache-2.0     86.480 97.748
+xcit_nano_12_p16_224.fb_in1k                             imagenet   1.0   1000 apache-2.0     69.982 89.780
+xcit_nano_12_p16_224.fb_dist_in1k                        imagenet   1.0   1000 apache-2.0     72.318 90.826
+xcit_nano_12_p16_384.fb_dist_in1k                        imagenet   1.0   1000 apache-2.0     75.460 92.672
+xcit_tiny_12_p16_224.fb_in1k                             imagenet   1.0   1000 apache-2.0     77.122 93.728
+xcit_tiny_12_p16_224.fb_dist_in1k                        imagenet   1.0   1000 apache-2.0     78.572 94.210
+xcit_tiny_12_p16_384.fb_dist_in1k                        imagenet   1.0   1000 apache-2.0     80.954 95.430
+xcit_tiny_24_p16_224.fb_in1k                             imagenet   1.0   1000 apache-2.0     79.474 94.878
+xcit_tiny_24_p16_224.fb_dist_in1k                        imagenet   1.0   1000 apache-2.0     80.462 95.202
+xcit_tiny_24_p16_384.fb_dist_in1k                        imagenet   1.0   1000 apache-2.0     82.580 96.254
+xcit_small_12_p16_224.fb_in1k                            imagenet   1.0   1000 apache-2.0     81.982 95.814
+xcit_small_12_p16_224.fb_dist_in1k                       imagenet   1.0   1000 apache-2.0     83.354 96.420
+xcit_small_12_p16_384.fb_dist_in1k                       imagenet   1.0   1000 apache-2.0     84.734 97.136
+xcit_small_24_p16_224.fb_in1k                            imagenet   1.0   1000 apache-2.0     82.588 95.996
+xcit_small_24_p16_224.fb_dist_in1k                       imagenet   1.0   1000 apache-2.0     83.880 96.734
+xcit_small_24_p16_384.fb_dist_in1k                       imagenet   1.0   1000 apache-2.0     85.102 97.318
+xcit_medium_24_p16_224.fb_in1k                           imagenet   1.0   1000 apache-2.0     82.630 95.978
+xcit_medium_24_p16_224.fb_dist_in1k                      imagenet   1.0   1000 apache-2.0     84.292 96.936
+xcit_medium_24_p16_384.fb_dist_in1k                      imagenet   1.0   1000 apache-2.0     85.434 97.408
+xcit_large_24_p16_224.fb_in1k                            imagenet   1.0   1000 apache-2.0     82.886 95.880
+xcit_large_24_p16_224.fb_dist_in1k                       imagenet   1.0   1000 apache-2.0     84.936 97.128
+xcit_large_24_p16_384.fb_dist_in1k                       imagenet   1.0   1000 apache-2.0     85.778 97.530
+xcit_nano_12_p8_224.fb_in1k                              imagenet   1.0   1000 apache-2.0     73.900 92.154
+xcit_nano_12_p8_224.fb_dist_in1k                         imagenet   1.0   1000 apache-2.0     76.330 93.070
+xcit_nano_12_p8_384.fb_dist_in1k                         imagenet   1.0   1000 apache-2.0     77.810 94.036
+xcit_tiny_12_p8_224.fb_in1k                              imagenet   1.0   1000 apache-2.0     79.710 95.058
+xcit_tiny_12_p8_224.fb_dist_in1k                         imagenet   1.0   1000 apache-2.0     81.214 95.614
+xcit_tiny_12_p8_384.fb_dist_in1k                         imagenet   1.0   1000 apache-2.0     82.394 96.222
+xcit_tiny_24_p8_224.fb_in1k                              imagenet   1.0   1000 apache-2.0     81.888 95.978
+xcit_tiny_24_p8_224.fb_dist_in1k                         imagenet   1.0   1000 apache-2.0     82.578 96.186
+xcit_tiny_24_p8_384.fb_dist_in1k                         imagenet   1.0   1000 apache-2.0     83.784 96.716
+xcit_small_12_p8_224.fb_in1k                             imagenet   1.0   1000 apache-2.0     83.354 96.472
+xcit_small_12_p8_224.fb_dist_in1k                        imagenet   1.0   1000 apache-2.0     84.252 96.874
+xcit_small_12_p8_384.fb_dist_in1k                        imagenet   1.0   1000 apache-2.0     85.068 97.264
+xcit_small_24_p8_224.fb_in1k                             imagenet   1.0   1000 apache-2.0     83.854 96.636
+xcit_small_24_p8_224.fb_dist_in1k                        imagenet   1.0   1000 apache-2.0     84.878 97.200
+xcit_small_24_p8_384.fb_dist_in1k                        imagenet   1.0   1000 apache-2.0     85.580 97.572
+xcit_medium_24_p8_224.fb_in1k                            imagenet   1.0   1000 apache-2.0     83.744 96.394
+xcit_medium_24_p8_224.fb_dist_in1k                       imagenet   1.0   1000 apache-2.0     85.078 97.274
+xcit_medium_24_p8_384.fb_dist_in1k                       imagenet   1.0   1000 apache-2.0     85.842 97.602
+xcit_large_24_p8_224.fb_in1k                             imagenet   1.0   1000 apache-2.0     84.380 96.664
+xcit_large_24_p8_224.fb_dist_in1k                        imagenet   1.0   1000 apache-2.0     85.396 97.418
+xcit_large_24_p8_384.fb_dist_in1k                        imagenet   1.0   1000 apache-2.0     86.024 97.690
+pit_ti_224.in1k                                          imagenet   0.9   1000 apache-2.0     72.926 91.412
+pit_ti_distilled_224.in1k                                imagenet   0.9   1000 apache-2.0     74.276 91.920
+pit_xs_224.in1k                                          imagenet   0.9   1000 apache-2.0     78.196 94.156
+pit_xs_distilled_224.in1k                                imagenet   0.9   1000 apache-2.0     79.172 94.350
+pit_s_224.in1k                                           imagenet   0.9   1000 apache-2.0     81.114 95.336
+pit_s_distilled_224.in1k                                 imagenet   0.9   1000 apache-2.0     81.826 95.720
+pit_b_224.in1k                                           imagenet   0.9   1000 apache-2.0     82.458 95.704
+pit_b_distilled_224.in1k                                 imagenet   0.9   1000 apache-2.0     83.774 96.468
+twins_pcpvt_small.in1k                                   imagenet   0.9   1000 apache-2.0     81.116 95.624
+twins_pcpvt_base.in1k                                    imagenet   0.9   1000 apache-2.0     82.724 96.350
+twins_pcpvt_large.in1k                                   imagenet   0.9   1000 apache-2.0     83.158 96.626
+twins_svt_small.in1k                                     imagenet   0.9   1000 apache-2.0     81.694 95.670
+twins_svt_base.in1k                                      imagenet   0.9   1000 apache-2.0     83.122 96.430
+twins_svt_large.in1k                                     imagenet   0.9   1000 apache-2.0     83.718 96.600
+nest_tiny.untrained                                      imagenet 0.875   1000 apache-2.0          -      -
+nest_small.untrained                                     imagenet 0.875   1000 apache-2.0          -      -
+nest_base.untrained                                      imagenet 0.875   1000 apache-2.0          -      -
+nest_tiny_jx.goog_in1k                                   imagenet 0.875   1000 apache-2.0     81.428 95.630
+nest_small_jx.goog_in1k                                  imagenet 0.875   1000 apache-2.0     83.132 96.330
+nest_base_jx.goog_in1k                                   imagenet 0.875   1000 apache-2.0     83.552 96.364
+crossvit_tiny_240.in1k                                   imagenet 0.875   1000 apache-2.0     73.352 91.906
+crossvit_small_240.in1k                                  imagenet 0.875   1000 apache-2.0     81.036 95.466
+crossvit_base_240.in1k                                   imagenet 0.875   1000 apache-2.0     82.212 95.826
+crossvit_9_240.in1k                                      imagenet 0.875   1000 apache-2.0     73.994 91.976
+crossvit_15_240.in1k                                     imagenet 0.875   1000 apache-2.0     81.522 95.694
+crossvit_18_240.in1k                                     imagenet 0.875   1000 apache-2.0     82.390 96.064
+crossvit_9_dagger_240.in1k                               imagenet 0.875   1000 apache-2.0     76.990 93.602
+crossvit_15_dagger_240.in1k                              imagenet 0.875   1000 apache-2.0     82.302 95.960
+crossvit_15_dagger_408.in1k                              imagenet   1.0   1000 apache-2.0     83.842 96.786
+crossvit_18_dagger_240.in1k                              imagenet 0.875   1000 apache-2.0     82.494 96.070
+crossvit_18_dagger_408.in1k                              imagenet   1.0   1000 apache-2.0     84.198 96.834
+maxvit_pico_rw_256.untrained                             half      0.95   1000 apache-2.0          -      -
+maxvit_nano_rw_256.sw_in1k                               half      0.95   1000 apache-2.0     82.934 96.224
+maxvit_tiny_rw_224.sw_in1k                               half      0.95   1000 apache-2.0     83.522 96.488
+maxvit_tiny_rw_256.untrained                             half      0.95   1000 apache-2.0          -      -
+maxvit_tiny_pm_256.untrained                             half      0.95   1000 apache-2.0          -      -
+maxvit_rmlp_pico_rw_256.sw_in1k                          half      0.95   1000 apache-2.0     80.550 95.186
+maxvit_rmlp_nano_rw_256.sw_in1k                          half      0.95   1000 apache-2.0     82.978 96.274
+maxvit_rmlp_tiny_rw_256.sw_in1k                          half      0.95   1000 apache-2.0     84.226 96.782
+maxvit_rmlp_small_rw_224.sw_in1k                         half       0.9   1000 apache-2.0     84.488 96.772
+maxvit_rmlp_small_rw_256.untrained                       half      0.95   1000 apache-2.0          -      -
+maxvit_rmlp_base_rw_224.sw_in12k_ft_in1k                 half      0.95   1000 apache-2.0     86.908 98.004
+maxvit_rmlp_base_rw_224.sw_in12k                         half      0.95  11821 apache-2.0          -      -
+maxvit_rmlp_base_rw_384.sw_in12k_ft_in1k                 half       1.0   1000 apache-2.0     87.810 98.366 squash
+maxvit_tiny_tf_224.in1k                                  imagenet  0.95   1000 apache-2.0     83.426 96.584
+maxvit_tiny_tf_384.in1k                                  half       1.0   1000 apache-2.0     85.106 97.382 squash
+maxvit_tiny_tf_512.in1k                                  half       1.0   1000 apache-2.0     85.658 97.592 squash
+maxvit_small_tf_224.in1k                                 imagenet  0.95   1000 apache-2.0     84.452 96.824
+maxvit_small_tf_384.in1k                                 half       1.0   1000 apache-2.0     85.534 97.466 squash
+maxvit_small_tf_512.in1k                                 half       1.0   1000 apache-2.0     86.102 97.758 squash
+maxvit_base_tf_224.in1k                                  imagenet  0.95   1000 apache-2.0     84.884 97.002
+maxvit_base_tf_224.in21k                                 half      0.95  21843 apache-2.0          -      -
+maxvit_base_tf_384.in1k                                  half       1.0   1000 apache-2.0     86.290 97.802 squash
+maxvit_base_tf_384.in21k_ft_in1k                         half       1.0   1000 apache-2.0     87.930 98.546 squash
+maxvit_base_tf_512.in1k                                  half       1.0   1000 apache-2.0     86.598 97.924 squash
+maxvit_base_tf_512.in21k_ft_in1k                         half       1.0   1000 apache-2.0     88.214 98.538 squash
+maxvit_large_tf_224.in1k                                 imagenet  0.95   1000 apache-2.0     84.938 96.980
+maxvit_large_tf_224.in21k                                half      0.95  21843 apache-2.0          -      -
+maxvit_large_tf_384.in1k                                 half       1.0   1000 apache-2.0     86.242 97.684 squash
+maxvit_large_tf_384.in21k_ft_in1k                        half       1.0   1000 apache-2.0     87.994 98.576 squash
+maxvit_large_tf_512.in1k                                 half       1.0   1000 apache-2.0     86.534 97.884 squash
+maxvit_large_tf_512.in21k_ft_in1k                        half       1.0   1000 apache-2.0     88.236 98.608 squash
+maxvit_xlarge_tf_224.in21k                               half      0.95  21843 apache-2.0          -      -
+maxvit_xlarge_tf_384.in21k_ft_in1k                       half       1.0   1000 apache-2.0     88.302 98.538 squash
+maxvit_xlarge_tf_512.in21k_ft_in1k                       half       1.0   1000 apache-2.0     88.540 98.650 squash
 """

@@ -5,6 +5,7 @@ Products with groups are a batch of matrices: activations (groups, rows, K), wei
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ from vitdeploy.quantize.targets import Target
 ROWS = 256  # of each product's inputs that a sample holds
 LARGEST = 4  # one row in so many is one of the largest: trained models have few outliers, and live by them
 
-Place = tuple[np.ndarray, np.ndarray]
+Place = tuple[np.ndarray, ...]  # of windows' corners in the padded input, along each axis
 
 
 @dataclass(frozen=True)
@@ -143,39 +144,43 @@ def sizes(target: Target) -> tuple[int, int]:
 
 
 def window(node: ir.Node) -> tuple[list[int], list[int], list[int], list[int]]:
-    """Kernel, strides, dilations and pads of a two-dimensional Conv."""
+    """Kernel, strides, dilations and pads of a Conv; of a kernel over n axes, 2n pads: those before, then behind."""
     w = node.inputs[1]
     assert w is not None
     assert w.shape is not None
     kernel = [int(n) for n in w.shape[2:]]  # type: ignore[arg-type]
     return (
         kernel,
-        ints(node, "strides") or [1, 1],
-        ints(node, "dilations") or [1, 1],
-        ints(node, "pads") or [0, 0, 0, 0],
+        ints(node, "strides") or [1] * len(kernel),
+        ints(node, "dilations") or [1] * len(kernel),
+        ints(node, "pads") or [0] * 2 * len(kernel),
     )
 
 
 def positions(node: ir.Node, shape: tuple[int, ...], wanted: int, rng: np.random.Generator) -> Place:
-    """Some output places of a Conv: rows and columns of the windows' corners in the padded input."""
+    """Some output places of a Conv, by the windows that they read."""
     kernel, strides, dilations, pads = window(node)
+    axes = len(kernel)
     counts = [
-        (shape[2 + i] + pads[i] + pads[2 + i] - dilations[i] * (kernel[i] - 1) - 1) // strides[i] + 1 for i in range(2)
+        (shape[2 + i] + pads[i] + pads[axes + i] - dilations[i] * (kernel[i] - 1) - 1) // strides[i] + 1
+        for i in range(axes)
     ]
-    count = counts[0] * counts[1]
+    count = math.prod(counts)
     chosen = np.arange(count) if count <= wanted else rng.choice(count, wanted, replace=False)
-    return chosen // counts[1] * strides[0], chosen % counts[1] * strides[1]
+    return tuple(at * stride for at, stride in zip(np.unravel_index(chosen, counts), strides, strict=True))
 
 
 def patches(node: ir.Node, image: np.ndarray, groups: int, place: Place) -> np.ndarray:
     """What the Conv multiplies at these places: float32 (groups, places, channels a group x kernel)."""
     kernel, _, dilations, pads = window(node)
-    padded = np.pad(image, ((0, 0), (pads[0], pads[2]), (pads[1], pads[3])))
-    rows = place[0][:, None, None] + (np.arange(kernel[0]) * dilations[0])[None, :, None]
-    columns = place[1][:, None, None] + (np.arange(kernel[1]) * dilations[1])[None, None, :]
-    found = padded[:, rows, columns]  # (C, places, kh, kw)
+    axes = len(kernel)
+    padded = np.pad(image, ((0, 0), *zip(pads[:axes], pads[axes:], strict=True)))
+    reach = np.ix_(*(np.arange(size) * dilation for size, dilation in zip(kernel, dilations, strict=True)))
+    corners = (at.reshape(-1, *(1,) * axes) for at in place)
+    where = (corner + away for corner, away in zip(corners, reach, strict=True))
+    found = np.moveaxis(padded, 0, -1)[tuple(where)]  # (places, *kernel, C)
     channels = len(image) // groups
-    found = found.reshape(groups, channels, len(place[0]), -1).transpose(0, 2, 1, 3)
+    found = found.reshape(len(place[0]), -1, groups, channels).transpose(2, 0, 3, 1)
     return np.ascontiguousarray(found.reshape(groups, len(place[0]), -1))
 
 

@@ -134,8 +134,9 @@ def _as_gemm(linear: Linear) -> bool:
     name = linear.out.name or "gemm"
     x, width = linear.x, linear.channels
     if not rows:
-        flat = reshape_target(graph, ["rows", shape[-1]], f"{name}/rows")
-        x = add_node(before, "Reshape", [x, flat], f"{name}/rows", x, ["rows", shape[-1]])
+        rows_shape = [f"{name}/rows", shape[-1]]  # a name of their own: others may have more rows, or fewer
+        flat = reshape_target(graph, rows_shape, f"{name}/rows")
+        x = add_node(before, "Reshape", [x, flat], f"{name}/rows", x, rows_shape)
     inputs = [x, linear.w]
     if linear.b is not None:
         bias = linear.b if dims(linear.b) == (width,) else array(graph, f"{linear.b.name}/row", _row(linear))
