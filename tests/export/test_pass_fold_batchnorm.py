@@ -28,6 +28,24 @@ def test_batch_norm_goes_into_the_convolution_before_it(attributes: str, bias: b
     assert apply_and_compare(model, fold_batchnorm).ops == {"Conv": 1}
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("group", [1, 2, 4])
+@pytest.mark.parametrize("padding", [0, 1])
+def test_batch_norm_goes_into_the_convolution_behind_it(padding: int, group: int, bias: bool) -> None:
+    """Where that sees zeros beyond the border, which BatchNorm would have left alone, an Add remains."""
+    attributes = f"group = {group}, pads = [{padding},{padding},{padding},{padding}]"
+    body = f"n = BatchNormalization(x, g, o, m, v); y = Conv <{attributes}> (n, w{', b' if bias else ''})"
+    side = 3 + 2 * padding
+    more = {"b": weights(8)} if bias else {}
+    model = graph(MAP, f"float[B,8,{side},{side}] y", body, w=weights(8, 4 // group, 3, 3), **more, **batch_norm(4))
+    assert apply_and_compare(model, fold_batchnorm).ops == ({"Add": 1, "Conv": 1} if padding else {"Conv": 1})
+
+
+def test_batch_norm_stays_before_a_convolution_that_is_not_its_only_reader() -> None:
+    body = "n = BatchNormalization(x, g, o, m, v); c = Conv(n, w); y = Add(c, n)"
+    assert_untouched(graph(MAP, "float[B,4,5,5] y", body, w=weights(4, 4, 1, 1), **batch_norm(4)), fold_batchnorm)
+
+
 def test_default_epsilon_is_the_operators() -> None:
     tiny = {**BN, "v": np.full(6, 1e-5)}
     model = graph(
@@ -211,13 +229,6 @@ UNTOUCHED = {
         "float[B,6,3,2] y",
         "n = BatchNormalization(x, g, o, m, v); y = MatMul(n, w)",
         w=weights(3, 2),
-        **BN,
-    ),
-    "a padded convolution behind it": graph(
-        "float[B,6,5,5] x",
-        "float[B,3,5,5] y",
-        "n = BatchNormalization(x, g, o, m, v); y = Conv <pads = [1,1,1,1]> (n, w)",
-        w=weights(3, 6, 3, 3),
         **BN,
     ),
 }

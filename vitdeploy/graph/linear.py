@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.graph.edit import add_node, constant, dims, integer, is_constant, length, only_user, weight
+from vitdeploy.graph.edit import add_node, constant, dims, integer, ints, is_constant, length, only_user, weight
 
 Recipe = Callable[[], np.ndarray]
 
@@ -149,6 +149,12 @@ def scaled(w: Recipe, axis: int, factor: np.ndarray) -> Recipe:
         return array * factor.reshape(shape)
 
     return compute
+
+
+def is_padded(conv: ir.Node) -> bool:
+    """Whether a Conv sees zeros beyond its input's border."""
+    auto = conv.attributes["auto_pad"].as_string() if "auto_pad" in conv.attributes else "NOTSET"
+    return auto not in ("NOTSET", "VALID") or any(ints(conv, "pads") or [0])
 
 
 def layout_chain(value: ir.Value) -> tuple[list[ir.Node], ir.Value]:

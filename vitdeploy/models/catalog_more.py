@@ -158,7 +158,8 @@ def rows() -> Iterator[RowFields]:
 
 def _cait() -> Iterator[RowFields]:
     for name, width, depth, heads, image, params, macs in CAIT:
-        config = {"img_size": image, "patch_size": 16, "embed_dim": width, "depth": depth, "num_heads": heads}
+        config: dict[str, Any] = {"img_size": image, "patch_size": 16, "embed_dim": width, "depth": depth}
+        config["num_heads"] = heads
         config["init_values"] = 1e-5 if depth == 24 or width == 192 else 1e-6
         yield name, "cait", "cait:Cait", config, image, params, macs, HEAD
 
@@ -166,8 +167,8 @@ def _cait() -> Iterator[RowFields]:
 def _xcit() -> Iterator[RowFields]:
     for size, width, depth, heads, patch, params, *macs in XCIT:
         for image, cost in zip((224, 384), macs, strict=True):
-            config = {"img_size": image, "patch_size": patch, "embed_dim": width, "depth": depth, "num_heads": heads}
-            config |= {"eta": 1.0 if depth == 12 else 1e-5, "tokens_norm": size != "nano_12"}
+            config: dict[str, Any] = {"img_size": image, "patch_size": patch, "embed_dim": width, "depth": depth}
+            config |= {"num_heads": heads, "eta": 1.0 if depth == 12 else 1e-5, "tokens_norm": size != "nano_12"}
             yield f"xcit_{size}_p{patch}_{image}", "xcit", "xcit:Xcit", config, image, params, cost, HEAD
 
 

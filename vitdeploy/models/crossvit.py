@@ -5,6 +5,7 @@ and class tokens that attend to the patches of the other branch (Chen et al., 21
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -19,30 +20,32 @@ from vitdeploy.models.vision_transformer import check_image_size, check_pool
 def bicubic_matrix(size: int, target: int) -> Tensor:
     """The (target, size) matrix of 1-D bicubic interpolation, as torch's interpolate has it (Keys, 1981, a = -0.75)."""
     a = -0.75
-    matrix = torch.zeros(target, size)
+    rows = []
     for row in range(target):
+        weights = [0.0] * size
         position = (row + 0.5) * size / target - 0.5
         low = int(position // 1)
         for tap in range(low - 1, low + 3):
             x = abs(position - tap)
             near = ((a + 2) * x - (a + 3)) * x * x + 1
             far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
-            matrix[row, min(max(tap, 0), size - 1)] += near if x <= 1 else far
-    return matrix
+            weights[min(max(tap, 0), size - 1)] += near if x <= 1 else far
+        rows.append(weights)
+    return torch.tensor(rows)
 
 
-class Resize(nn.Module):
-    """(B, C, H, W) to (B, C, *target), bicubic: two matrix products, so that no Resize node reaches the runtimes."""
+def resize_bicubic(x: Tensor, target: tuple[int, int]) -> Tensor:
+    """(B, C, H, W) to (B, C, *target): two matrix products, so that no Resize node reaches the runtimes."""
+    if x.shape[-2:] == target:
+        return x
+    rows, columns = (bicubic_matrix(*pair).to(x) for pair in zip(x.shape[-2:], target, strict=True))
+    return rows @ (x @ columns.t())
 
-    def __init__(self, target: tuple[int, int]) -> None:
-        super().__init__()
-        self.target = target
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-2:] == self.target:
-            return x
-        rows, columns = (bicubic_matrix(*pair).to(x) for pair in zip(x.shape[-2:], self.target, strict=True))
-        return rows @ (x @ columns.t())
+def crop(x: Tensor, target: tuple[int, int]) -> Tensor:
+    """The middle of (B, C, H, W)."""
+    top, left = (round((size - wanted) / 2) for size, wanted in zip(x.shape[-2:], target, strict=True))
+    return x[:, :, top : top + target[0], left : left + target[1]]
 
 
 class PatchEmbed(nn.Module):
@@ -120,7 +123,7 @@ class MultiScaleBlock(nn.Module):
         super().__init__()
         self.blocks, self.projs = nn.ModuleList(), nn.ModuleList()
         self.fusion, self.revert_projs = nn.ModuleList(), nn.ModuleList()
-        drops = {"attn_drop": attn_drop, "proj_drop": proj_drop}
+        drops: dict[str, Any] = {"attn_drop": attn_drop, "proj_drop": proj_drop}
         branches = range(len(dims))
         for branch, width in enumerate(dims):
             own = (
@@ -198,12 +201,12 @@ class CrossVit(nn.Module):
     ) -> None:
         super().__init__()
         self.global_pool = check_pool(global_pool, "token", "avg")
-        self.crop_scale = crop_scale
-        self.patch_embed, self.resize = nn.ModuleList(), nn.ModuleList()
+        self.scale = crop if crop_scale else resize_bicubic
+        self.patch_embed, self.sizes = nn.ModuleList(), []
         for branch, (scale, patch, dim) in enumerate(zip(img_scale, patch_size, embed_dim, strict=True)):
             height, width = (int(side * scale) for side in to_pair(img_size))
             check_image_size((height, width), (patch, patch))
-            self.resize.append(Resize((height, width)))
+            self.sizes.append((height, width))
             self.patch_embed.append(PatchEmbed(patch, in_chans, dim, multi_conv))
             count = 1 + height // patch * (width // patch)
             self.register_parameter(f"pos_embed_{branch}", nn.Parameter(torch.randn(1, count, dim) * 0.02))
@@ -230,9 +233,8 @@ class CrossVit(nn.Module):
     def embed(self, image: Tensor) -> list[Tensor]:
         """The image to each branch's tokens, (B, 1 + n, dim)."""
         tokens = []
-        for branch, (resize, patches) in enumerate(zip(self.resize, self.patch_embed, strict=True)):
-            x = crop(image, resize.target) if self.crop_scale else resize(image)
-            x = prepend(self.get_parameter(f"cls_token_{branch}"), patches(x))
+        for branch, (size, patches) in enumerate(zip(self.sizes, self.patch_embed, strict=True)):
+            x = prepend(self.get_parameter(f"cls_token_{branch}"), patches(self.scale(image, size)))
             tokens.append(self.pos_drop(x + self.get_parameter(f"pos_embed_{branch}")))
         return tokens
 
@@ -246,9 +248,3 @@ class CrossVit(nn.Module):
             return torch.cat(xs, dim=1)
         logits = [head(x) for head, x in zip(self.head, xs, strict=True)]
         return sum(logits[1:], logits[0]) / len(logits)
-
-
-def crop(image: Tensor, target: tuple[int, int]) -> Tensor:
-    """The middle of (B, C, H, W)."""
-    top, left = (round((size - wanted) / 2) for size, wanted in zip(image.shape[-2:], target, strict=True))
-    return image[:, :, top : top + target[0], left : left + target[1]]

@@ -131,6 +131,13 @@ class Stage(nn.Module):
         self.pool = pool
         self.blocks = nn.Sequential(*blocks)
 
+    def forward(self, x: Tensor, tokens: int, rows: int) -> tuple[Tensor, int]:
+        """Of (B, tokens + n, dim), whose patches are in `rows` rows; and how many rows there are then."""
+        if self.pool is not None:
+            x = torch.cat(self.pool(x[:, :tokens], x[:, tokens:], rows), dim=1)
+            rows = (rows + 1) // 2
+        return self.blocks(x), rows
+
 
 class PoolingVisionTransformer(nn.Module):
     """PiT as its authors trained it, with timm's constructor and keys: (B, in_chans, H, W) to (B, num_classes).
@@ -205,10 +212,7 @@ class PoolingVisionTransformer(nn.Module):
         rows, count = x.shape[2], self.num_prefix_tokens
         x = prepend(self.cls_token, rearrange(x, "b c h w -> b (h w) c"))
         for stage in self.transformers:
-            if stage.pool is not None:
-                x = torch.cat(stage.pool(x[:, :count], x[:, count:], rows), dim=1)
-                rows = (rows + 1) // 2
-            x = stage.blocks(x)
+            x, rows = stage(x, count, rows)
         x = self.head_drop(self.norm(x[:, :count]))
         if self.head_dist is None:
             return self.head(x[:, 0])

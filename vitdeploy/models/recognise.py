@@ -16,12 +16,24 @@ FOREIGN = {
     r"(vit|deit|dinov2)\.embeddings\.|^embeddings\.patch_embeddings\.": "a ViT of the transformers library",
     r"^to_patch_embedding\.": "a ViT of the vit-pytorch library",
     r"^conv_proj\.weight$": "a ViT of torchvision",
-    r"relative_position_bias_table$": "a Swin or BEiT",
+    r"blocks\.\d+\.attn\.relative_position_bias_table$": "a Swin or BEiT",
     r"^visual\.": "a CLIP model with its text tower",
     r"^layer1\.0\.conv1\.weight$": "a ResNet",
     r"^conv_stem\.weight$": "an EfficientNet or MobileNet of timm",
     r"^stages\.0\.blocks\.0\.conv_dw\.weight$": "a ConvNeXt",
     r"^(encoder\.)?layer_1\.": "a MobileViT of Apple's cvnets",
+}
+
+
+# A key that only one family of the catalog has; its members are told apart by how many parameters they have.
+BY_COUNT = {
+    r"^blocks_token_only\.": "cait",
+    r"^cls_attn_blocks\.": "xcit",
+    r"^transformers\.\d\.blocks\.": "pit",
+    r"^patch_embeds\.\d\.": "twins",
+    r"^levels\.\d\.transformer_encoder\.": "nest",
+    r"^cls_token_\d$": "crossvit",
+    r"^stages\.\d\.blocks\.\d+\.attn(_block|_grid)?\.": "maxvit",
 }
 
 
@@ -36,6 +48,12 @@ def describe(state: Mapping[str, Tensor]) -> str | None:
 
 def matching_names(state: Mapping[str, Tensor]) -> list[str]:
     """The catalog's names whose sizes fit the checkpoint's, whatever its image size and classes."""
+    for pattern, family in BY_COUNT.items():
+        if "stages.0.blocks.0.attn.attention_biases" not in state and any(re.match(pattern, key) for key in state):
+            statistics = ("running_mean", "running_var", "num_batches_tracked")
+            count = sum(tensor.numel() for key, tensor in state.items() if not key.endswith(statistics))
+            entries = (catalog.find(name)[0] for name in catalog.names())
+            return [entry.name for entry in entries if entry.family == family and entry.params == count]
     for families, read in (
         (("levit", "levit_conv"), _levit),
         (("mobilevit",), _mobilevit),

@@ -147,7 +147,7 @@ class Twins(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.movedim(1, -1)
         for embed, blocks, positions in zip(self.patch_embeds, self.blocks, self.pos_block, strict=True):
-            first, *others = blocks
+            first, *others = blocks.children()
             x = positions(first(self.pos_drop(embed(x))))
             for block in others:
                 x = block(x)

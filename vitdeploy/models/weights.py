@@ -35,7 +35,7 @@ __all__ = [
 State = dict[str, "Tensor"]
 
 # Every classifier of the catalog's families, by module name.
-CLASSIFIERS = ("head", "head_dist", "head.fc", "head.linear", "head_dist.linear")
+CLASSIFIERS = ("head", "head_dist", "head.fc", "head.linear", "head_dist.linear", "head.0", "head.1")
 
 
 @dataclass(frozen=True)
@@ -274,6 +274,12 @@ def _check_known_causes(
     num_classes: int | None,
 ) -> None:
     """Raise UsageError where the misfit has one cause that can be named."""
+    positions = re.compile(r"pos_embed(_\d+)?$|relative_position_bias_table$")
+    if misshaped and not (missing or unexpected) and all(positions.search(k) for k in misshaped):
+        raise UsageError(
+            "The checkpoint was trained at another image size, and its position embeddings cannot be resampled.",
+            fix="Give --image-size, the one that it was trained at.",
+        )
     biases = [k for k in misshaped if k.endswith("attention_biases")]
     if biases and all(state[k].ndim == 2 and state[k].shape[0] == own[k].shape[0] for k in biases):
         stride = 16 if "stem.conv4.linear.weight" in state else 8

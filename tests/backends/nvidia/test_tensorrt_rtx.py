@@ -42,6 +42,15 @@ FAMILIES = {
     "levit": ("levit_128s", 128),
     "levit_conv": ("levit_conv_128s", 128),
 }
+OTHERS = {
+    "cait": ("cait_xxs24_224", 64),
+    "xcit": ("xcit_nano_12_p16_224", 64),
+    "pit": ("pit_ti_224", 64),
+    "twins": ("twins_svt_small", 64),
+    "nest": ("nest_tiny_jx", 64),
+    "crossvit": ("crossvit_9_240", 240),
+    "maxvit": ("maxvit_pico_rw_256", 64),
+}
 # As they are used.
 WHOLE = {
     "vit, whole": ("vit_small_patch16_224", 224),
@@ -53,7 +62,7 @@ WHOLE = {
     "levit, whole": ("levit_256", 224),
     "levit_conv, whole": ("levit_conv_256", 224),
 }
-MODELS = FAMILIES | WHOLE
+MODELS = FAMILIES | OTHERS | WHOLE
 QUANTISED = ("int8", "fp8")
 STATIC, DYNAMIC = 2, (1, 2, 8)
 Batch = int | tuple[int, int, int]
@@ -106,7 +115,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 def test_families_are_all_that_the_catalog_has() -> None:
-    assert set(FAMILIES) == {catalog.find(name)[0].family for name in catalog.names()}
+    assert set(FAMILIES | OTHERS) == {catalog.find(name)[0].family for name in catalog.names()}
 
 
 @pytest.mark.parametrize("batch", [STATIC, DYNAMIC], ids=["static", "dynamic"])
@@ -115,7 +124,7 @@ def test_families_are_all_that_the_catalog_has() -> None:
     "family",
     [
         *(pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in FAMILIES),
-        *(pytest.param(name, marks=(pytest.mark.slow, pytest.mark.xdist_group(name))) for name in WHOLE),
+        *(pytest.param(name, marks=(pytest.mark.slow, pytest.mark.xdist_group(name))) for name in OTHERS | WHOLE),
     ],
 )
 def test_engine_runs_what_was_asked_for(family: str, precision: str, batch: Batch, tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.graph.edit import constant, dims, integer, ints, length, only_user, sweep, take_over
-from vitdeploy.graph.linear import Linear, linear_at, rebuild, scaled
+from vitdeploy.graph.edit import constant, dims, integer, length, only_user, sweep, take_over
+from vitdeploy.graph.linear import Linear, is_padded, linear_at, rebuild, scaled
 
 
 def fold_affine(model: ir.Model) -> int:
@@ -23,10 +23,7 @@ def fold_affine(model: ir.Model) -> int:
 
 def fold_before(conv: ir.Node) -> int:
     linear = linear_at(conv.outputs[0])
-    padded = any(ints(conv, "pads") or [0])
-    if "auto_pad" in conv.attributes and conv.attributes["auto_pad"].as_string() not in ("NOTSET", "VALID"):
-        padded = True
-    if linear is None or padded or integer(conv, "group", 1) != 1:
+    if linear is None or is_padded(conv) or integer(conv, "group", 1) != 1:
         return 0
     gain, offset, source, count = np.ones(1), np.zeros(1), linear.x, 0
     while (step := channel_step(source, conv)) is not None:

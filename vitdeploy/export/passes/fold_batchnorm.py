@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from vitdeploy.graph.edit import constant, dims, integer, is_constant, only_user, sweep, take_over
-from vitdeploy.graph.linear import Linear, layout_chain, linear_at, rebuild, replay, scaled
+from vitdeploy.graph.edit import add_node, constant, dims, integer, is_constant, only_user, sweep, take_over, weight
+from vitdeploy.graph.linear import Linear, is_padded, layout_chain, linear_at, rebuild, replay, scaled
 
 
 def fold_batchnorm(model: ir.Model) -> int:
@@ -17,7 +17,7 @@ def fold_batchnorm(model: ir.Model) -> int:
             continue
         if integer(node, "training_mode", 0) or not all(is_constant(value) for value in node.inputs[1:5]):
             continue
-        count += into_producer(node) or into_consumer(node)
+        count += into_producer(node) or into_consumer(node) or into_convolution(node)
     sweep(model)
     return count
 
@@ -97,4 +97,45 @@ def into_consumer(node: ir.Node) -> int:
         x=source,
     )
     take_over(linear.out, new)
+    return 1
+
+
+def into_convolution(node: ir.Node) -> int:
+    """conv(x g + o) = conv'(x) + b' for the Conv that alone reads it; zeros of a padding have no offset, so that with
+    them it is conv'(x + o / g)."""
+    out, x = node.outputs[0], node.inputs[0]
+    conv = only_user(out)
+    linear = linear_at(conv.outputs[0]) if conv is not None and conv.op_type == "Conv" else None
+    gain, offset = gain_and_offset(node)
+    if conv is None or linear is None or linear.x is not out or x is None:
+        return 0
+    padded = is_padded(conv) and bool(offset.any())
+    if padded and not gain.all():
+        return 0
+    name = out.name or "batch_norm"
+    if padded:
+        graph, dtype = node.graph, linear.w.dtype
+        assert isinstance(graph, ir.Graph)
+        assert dtype is not None
+        shape = (1, len(gain), *(1,) * (len(dims(linear.w) or ()) - 2))
+        shift = weight(graph, f"{name}/offset", dtype, shape, lambda: (offset / gain).reshape(shape))
+        x = add_node(node, "Add", [x, shift], f"{name}/shifted", out, dims(out))
+    each = np.split(gain, integer(conv, "group", 1)), np.split(offset, integer(conv, "group", 1))
+
+    def over_inputs(values: list[np.ndarray]) -> np.ndarray:
+        """(outputs, inputs a group, 1, ...): what each weight is multiplied by."""
+        w = linear.weights()
+        rows = np.repeat(np.stack(values), len(w) // len(values), axis=0)
+        return rows.reshape(rows.shape + (1,) * (w.ndim - 2))
+
+    def weights() -> np.ndarray:
+        return linear.weights() * over_inputs(each[0])
+
+    def bias() -> np.ndarray:
+        w = linear.weights()
+        return linear.bias() + (0 if padded else (w * over_inputs(each[1])).sum(axis=tuple(range(1, w.ndim))))
+
+    keep = padded and linear.b is None
+    label, result = linear.label, linear.out.name or "conv"
+    take_over(linear.out, rebuild(linear, conv, weights, None if keep else bias, linear.channels, label, result, x=x))
     return 1
