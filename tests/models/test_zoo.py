@@ -78,10 +78,31 @@ def test_any_argument_is_taken_or_refused_in_one_sentence(data: st.DataObject) -
     try:
         arguments = build_zoo.settle(entry, {key: value})
         with torch.device("meta"):
-            build_zoo.construct(entry, arguments)
+            build_zoo.construct(entry, arguments, entry.shape(arguments))
     except UsageError as error:
         said = error.message
-    assert not said or (said.startswith(f"zoo:{entry.name} ") and len(said.splitlines()) == 1)
+    assert not said or (said.startswith(f"zoo:{entry.name} ") and key in said and len(said.splitlines()) == 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "says", "fix"),
+    [
+        ("sep_vit", {"window_size": 6}, r"window_size \(6\) does not divide 56", "window_size 7 would do."),
+        ("max_vit", {"window_size": 5}, r"window_size \(5\) does not divide 56", "window_size 7 would do."),
+        ("twins_svt", {"s1_local_patch_size": 9}, r"s1_local_patch_size \(9\)", "s1_local_patch_size 8 would do."),
+        ("regionvit", {"window_size": 5}, "20 does not divide 224", "window_size 7 would do."),
+        ("nest", {"heads": 5}, r"heads \(5\) must divide dim \(96\)", "heads 6 would do."),
+        ("vit", {"patch_size": 60}, r"patch_size \(60\) must divide image_size \(256\)", "patch_size 64 would do."),
+        ("mobile_vit", {"image_size": (100, 100)}, "100", None),
+    ],
+)
+def test_number_that_does_not_fit_is_named_and_a_near_one_that_does(
+    name: str, given: dict[str, Any], says: str, fix: str | None
+) -> None:
+    with pytest.raises(UsageError, match=says) as caught:
+        build(f"zoo:{name}", BuildOptions(arguments=given))
+    assert caught.value.fix == fix
+    assert next(iter(given)) in caught.value.message
 
 
 def test_other_options_are_arguments_too() -> None:

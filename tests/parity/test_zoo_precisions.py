@@ -21,7 +21,7 @@ FIRST = {
     for cases in (NEST, VIDEOS, WINDOWS, PYRAMIDS)
     for case in reversed(cases.values())
 }
-QUICK = ("vit", "cvt", "nest", "xcit", "vivit")
+QUICK = ("cross_vit", "sep_vit", "xcit", "vivit")
 
 
 def small(entry: zoo.Entry) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def small(entry: zoo.Entry) -> dict[str, Any]:
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in zoo.names()])
 def test_architecture_is_exported_and_proven(name: str, precision: str, batch: Any, tmp_path: Path) -> None:
-    calibration = {"calib_random": True, "calib_images": 32} if precision == "int8" else {}
+    int8 = {"calib_random": True, "calib_images": 32, "tolerance": 0.5}  # a little more: few channels, random weights
     artifact = api.export(
         zoo.PREFIX + name,
         precision=precision,
@@ -47,7 +47,7 @@ def test_architecture_is_exported_and_proven(name: str, precision: str, batch: A
         bench=False,
         out=tmp_path / "made",
         **small(zoo.find(name)),
-        **calibration,
+        **(int8 if precision == "int8" else {}),
     )
     assert artifact.manifest.verification is not None
     assert artifact.manifest.verification["passed"]

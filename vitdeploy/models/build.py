@@ -371,11 +371,11 @@ def build_zoo(name: str, options: BuildOptions) -> Built:
         in_chans=options.in_chans,
         frames=options.frames,
     )
-    module = construct(entry, arguments)
     channels, *frames, height, width = entry.shape(arguments)
     about = replace(options, in_chans=channels, image_size=options.image_size or (height, width))
     about = replace(about, frames=frames[0] if frames else None)
     spec_input = apply_overrides(InputSpec(), about)
+    module = construct(entry, arguments, spec_input.shape)
     origin = WeightsSource("random", seed=options.seed)
     built = finish_foreign(zoo.PREFIX + entry.name, module, spec_input, origin, options, None)
     notes = list(built.notes)

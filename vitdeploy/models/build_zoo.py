@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import inspect
+import re
 import types
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
@@ -127,23 +129,71 @@ def as_tuple(value: Any) -> Any:
     return tuple(as_tuple(item) for item in value) if isinstance(value, list | tuple) else value
 
 
-def construct(entry: zoo.Entry, arguments: Mapping[str, Any]) -> nn.Module:
+ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError)  # of arguments that clash
+NEAR = 4  # how far from a number that does not work others are tried
+
+
+def construct(entry: zoo.Entry, arguments: Mapping[str, Any], shape: Sequence[int]) -> nn.Module:
     """The module, with parameters as its own constructor draws them.
 
-    Raises UsageError on arguments that contradict each other, and on a model that memory cannot hold.
-    """
-    import torch
+    Args:
+        shape: of one input.
 
+    Raises:
+        UsageError: arguments that contradict each other or the input, or a model that memory cannot hold.
+    """
     from vitdeploy.bench.environment import memory_bytes
 
-    made, name = constructor(entry), f"{zoo.PREFIX}{entry.name}"
+    changed = {key: value for key, value in arguments.items() if entry.arguments.get(key, ...) != value}
+    asked = " and ".join(f"{key} = {value}" for key, value in changed.items())
+    name = f"{zoo.PREFIX}{entry.name}{f' with {asked}' if asked else ''}"
     try:
-        with torch.device("meta"):
-            weights = sum(t.nbytes for t in made(**arguments).parameters())
-    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RuntimeError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise UsageError(f"{name} cannot be built so: {first}.") from None
+        weights = sketch(entry, arguments, shape)
+    except ERRORS as error:
+        near = nearest(entry, arguments, shape, *changed) if len(changed) == 1 else None
+        fix = None if near is None else f"{asked.split(' = ')[0]} {near} would do."
+        raise UsageError(f"{name} does not work: {clash(arguments, shape, error)}.", fix=fix) from None
     there = memory_bytes()
     if there is not None and weights > there:
-        raise UsageError(f"{name} so built has weights of {weights / 1e9:.0f} GB; memory is {there / 1e9:.0f} GB.")
-    return made(**arguments)
+        raise UsageError(f"{name} has weights of {weights / 1e9:.0f} GB; memory is {there / 1e9:.0f} GB.")
+    return constructor(entry)(**arguments)
+
+
+def sketch(entry: zoo.Entry, arguments: Mapping[str, Any], shape: Sequence[int]) -> int:
+    """Build and run it on tensors without values; bytes of its weights. Raises whatever the model does."""
+    import torch
+
+    with torch.device("meta"), torch.no_grad():
+        module = constructor(entry)(**arguments).eval()
+        with contextlib.suppress(NotImplementedError):  # by meta tensors, where values are wanted
+            module(torch.empty(1, *shape))
+    return sum(t.nbytes for t in module.parameters())
+
+
+def nearest(entry: zoo.Entry, arguments: Mapping[str, Any], shape: Sequence[int], key: str) -> int | None:
+    """The nearest whole number that works instead of the argument's, or None where none does nearby."""
+    value = arguments[key]
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    for near in (value + sign * distance for distance in range(1, NEAR + 1) for sign in (1, -1)):
+        with contextlib.suppress(*ERRORS, UsageError):
+            check_argument(entry, key, near, parameters(entry))
+            sketch(entry, {**arguments, key: near}, shape)
+            return near
+    return None
+
+
+def clash(arguments: Mapping[str, Any], shape: Sequence[int], error: Exception) -> str:
+    """What did not fit, and the argument that has the number where einops tells one."""
+    found = re.search(r"divide axis of length (\d+) in chunks of (\d+)", str(error))
+    if found is None:
+        return last_line(error)
+    length, chunk = map(int, found.groups())
+    names = [key for key, value in arguments.items() if chunk in (value if isinstance(value, tuple) else (value,))]
+    what = f"{' or '.join(names)} ({chunk})" if names else str(chunk)
+    return f"{what} does not divide {length}, for an input of {'x'.join(map(str, shape))}"
+
+
+def last_line(error: Exception) -> str:
+    """The end of a message: einops begins with how it came to be."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip().rstrip(".")
