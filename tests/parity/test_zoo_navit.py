@@ -59,6 +59,17 @@ def test_nested_images_give_theirs(arguments: dict[str, Any]) -> None:
         assert far(mine(images), reference(images)) <= CLOSE
 
 
+@pytest.mark.parametrize("name", [PACKED, NESTED])
+def test_batch_of_images_of_one_size_gives_theirs(name: str) -> None:
+    mine, reference = both(name)
+    images = torch.stack(pictures([(16, 32)] * 3))
+    with torch.no_grad():
+        assert far(mine(images), reference(list(images))) <= CLOSE
+        assert far(mine(images), mine(list(images))) <= CLOSE
+    with pytest.raises(ValueError, match="image_size"):
+        mine(torch.zeros(1, 3, 64, 64))
+
+
 @pytest.mark.parametrize("dropped", [None, 0.5])
 @pytest.mark.parametrize("name", [PACKED, NESTED])
 def test_every_parameter_is_trained(name: str, dropped: float | None) -> None:

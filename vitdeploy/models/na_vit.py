@@ -165,7 +165,8 @@ class NaViT(nn.Module):
     """Images (channels, H, W) of any sizes up to `image_size` to logits (images, num_classes), in their order.
 
     They come as a list of groups, each of which is one sequence, or as a single group; with `group_images`, as a list
-    to make groups of, none longer than `group_max_seq_len` patches. `forward_packed` takes what `pack` makes.
+    to make groups of, none longer than `group_max_seq_len` patches. `forward_packed` takes what `pack` makes. A tensor
+    (B, channels, H, W) is images of one size, each a sequence: that needs no masks, and is what exports by default.
 
     Variants override `norm` and `attention`, and `pool`.
 
@@ -231,7 +232,11 @@ class NaViT(nn.Module):
         """What is left out of images now."""
         return self.calc_token_dropout if self.training else None
 
-    def forward(self, batched_images: Images, group_images: bool = False, group_max_seq_len: int = 2048) -> Tensor:
+    def forward(
+        self, batched_images: Images | Tensor, group_images: bool = False, group_max_seq_len: int = 2048
+    ) -> Tensor:
+        if isinstance(batched_images, Tensor) and self.dropped is None:
+            return self.forward_images(batched_images)
         if group_images:
             batched_images = group_images_by_max_seq_len(
                 batched_images,  # type: ignore[arg-type]
@@ -244,13 +249,23 @@ class NaViT(nn.Module):
         logits = self.forward_packed(*pack(groups, self.patch_size, dropped=self.dropped))
         return torch.cat([found[: len(group)] for found, group in zip(logits, groups, strict=True)])
 
-    def check(self, images: Sequence[Tensor]) -> None:
+    def check(self, images: Sequence[Tensor] | Tensor) -> None:
         height, width = (size * self.patch_size for size in self.grid)
         for image in images:
             if image.ndim != 3 or image.shape[0] != self.channels:
                 raise ValueError(f"images must be ({self.channels}, H, W), not {tuple(image.shape)}: see channels")
             if image.shape[1] > height or image.shape[2] > width:
                 raise ValueError(f"image_size ({height}, {width}) must be no less than an image's {image.shape[1:]}")
+
+    def forward_images(self, images: Tensor) -> Tensor:
+        """Logits (B, num_classes) of images (B, channels, H, W)."""
+        self.check(images[:1])
+        rows, columns = (side // self.patch_size for side in images.shape[2:])
+        patches = rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", h=rows, w=columns)
+        where = (self.pos_embed_height[:rows, None] + self.pos_embed_width[:columns]).flatten(0, 1)
+        x = self.transformer(self.dropout(self.to_patch_embedding(patches) + where))
+        pooled = self.pool(self.attn_pool_queries[None, None], x, None)
+        return self.mlp_head(self.to_latent(pooled))[:, 0]
 
     def forward_packed(self, patches: Tensor, positions: Tensor, image_ids: Tensor, slots: Tensor) -> Tensor:
         """Logits (B, m, num_classes) for each slot; those of slots without an image mean nothing."""
@@ -266,7 +281,7 @@ class NaViT(nn.Module):
         where = F.embedding(row, self.pos_embed_height) + F.embedding(column, self.pos_embed_width)
         return self.dropout(self.to_patch_embedding(patches) + where)
 
-    def pool(self, queries: Tensor, x: Tensor, bias: Tensor) -> Tensor:
+    def pool(self, queries: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
         return self.attn_pool(queries, x, bias) + queries
 
 

@@ -92,7 +92,9 @@ class NaViT(na_vit.NaViT):
             for block in self.transformer.layers:
                 block[0].query_norm, block[0].key_norm = nn.Identity(), nn.Identity()  # type: ignore[index]
 
-    def forward(self, images: Sequence[Tensor]) -> Tensor:  # type: ignore[override]
+    def forward(self, images: Sequence[Tensor] | Tensor) -> Tensor:  # type: ignore[override]
+        if isinstance(images, Tensor) and self.dropped is None:
+            return self.forward_images(images)
         self.check(images)
         patches, positions = zip(*(cut(image, self.patch_size, self.dropped) for image in images), strict=True)
         tokens = self.embed(torch.cat(patches), torch.cat(positions)).split([len(part) for part in patches])
@@ -101,7 +103,7 @@ class NaViT(na_vit.NaViT):
         pooled = torch.cat(self.attn_pool(queries, x).unbind())
         return self.mlp_head(self.to_latent(pooled))
 
-    def pool(self, queries: Tensor, x: Tensor, bias: Tensor) -> Tensor:
+    def pool(self, queries: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
         return self.attn_pool(queries, x, bias)
 
 

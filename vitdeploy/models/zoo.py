@@ -85,6 +85,8 @@ def _entries() -> Iterator[Entry]:
     deit = "Touvron et al., DeiT, 2012.12877"
     yield _entry("distill:DistillableViT", deit, COARSE, heads=8)
     yield _entry("distill:DistillableT2TViT", deit, T2T, name="distill_t2t")
+    yield _entry("na_vit:NaViT", "Dehghani et al., NaViT, 2307.06304", COARSE)
+    yield _entry("na_vit_nested_tensor:NaViT", "Dehghani et al., NaViT with nested tensors, 2307.06304", COARSE)
     yield _entry("deepvit:DeepViT", "Zhou et al., DeepViT, 2103.11886", COARSE)
     yield _entry("cait:CaiT", "Touvron et al., Going deeper, 2103.17239", COARSE, depth=12, cls_depth=2)
     yield _entry("t2t:T2TViT", "Yuan et al., Tokens-to-Token ViT, 2101.11986", T2T)
