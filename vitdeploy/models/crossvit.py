@@ -35,11 +35,14 @@ def bicubic_matrix(size: int, target: int) -> Tensor:
 
 
 def resize_bicubic(x: Tensor, target: tuple[int, int]) -> Tensor:
-    """(B, C, H, W) to (B, C, *target): two matrix products, so that no Resize node reaches the runtimes."""
+    """(B, C, H, W) to (B, C, *target): two matrix products, so that no Resize node reaches the runtimes.
+
+    The matrices stand on the left, where they are no weights, which quantisation would round.
+    """
     if x.shape[-2:] == target:
         return x
     rows, columns = (bicubic_matrix(*pair).to(x) for pair in zip(x.shape[-2:], target, strict=True))
-    return rows @ (x @ columns.t())
+    return (columns @ (rows @ x).mT).mT
 
 
 def crop(x: Tensor, target: tuple[int, int]) -> Tensor:

@@ -66,8 +66,8 @@ def output_ranges(
     found = {}
     for name, products in reading.items():
         parts = _parts(products, samples, centred)
-        low, high = samples.extremes[name]
-        whole = (min(float(low.min()), 0.0), max(float(high.max()), 0.0))
+        lows, highs = zip(*(samples.extremes[target.name] for target in products), strict=True)
+        whole = min(*(float(low.min()) for low in lows), 0.0), max(*(float(high.max()) for high in highs), 0.0)
         found[name] = _search(parts, whole, ranges[name], scheme, centred)
     return found
 

@@ -144,8 +144,8 @@ def _readings(
         target = by_node.get(end.node)
         if target is None:
             continue
-        rows, name = halves[1].rows[target.name], target.activations[0].name or ""
-        weights = halves[1].weights[target.name]
+        name = target.name
+        rows, weights = halves[1].rows[name], halves[1].weights[name]
         known = _Reading(target, end.channels, rows, weights, halves[0].extremes[name], whole[name], [])
         w = matrix(target, _weight(end)).astype(np.float32)
         readings.setdefault(id(rows), known).products.append((w, rows @ w))

@@ -30,7 +30,7 @@ class Samples:
     Attributes:
         rows: float32 (groups, rows, K) by the product's name; products that read alike share them.
         weights: float32 (rows,), likewise: how many rows each stands for.
-        extremes: the least and the largest, float32 (channels,) each, by the tensor's name.
+        extremes: the least and the largest, float32 (channels,) each, by the product's name.
         means: over the first axis, which stays with length 1, float64, by the tensor's name.
     """
 
@@ -53,7 +53,7 @@ def sample(model: ir.Model, targets: Sequence[Target], batches: Sequence[np.ndar
     readings = {target.name: _reading(target) for target in targets}
     kinds = {reading: target for target in reversed(targets) for reading in [readings[target.name]]}
     parts: dict[tuple[object, ...], list[tuple[np.ndarray, np.ndarray]]] = {reading: [] for reading in kinds}
-    extremes: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    extremes: dict[tuple[object, ...], tuple[np.ndarray, np.ndarray]] = {}
     sums: dict[str, np.ndarray] = {}
     counts: dict[str, int] = {}
     rng = np.random.Generator(np.random.PCG64(0))
@@ -72,14 +72,14 @@ def sample(model: ir.Model, targets: Sequence[Target], batches: Sequence[np.ndar
                         parts[reading].append(rows_of(target, value, wanted, rng))
                         others = tuple(i for i in range(value.ndim) if i != target.channels % value.ndim)
                         low, high = value.min(axis=others), value.max(axis=others)
-                        before = extremes.get(name, (low, high))
-                        extremes[name] = np.minimum(before[0], low), np.maximum(before[1], high)
+                        before = extremes.get(reading, (low, high))
+                        extremes[reading] = np.minimum(before[0], low), np.maximum(before[1], high)
     rows = {reading: np.concatenate([part for part, _ in found], axis=1) for reading, found in parts.items()}
     weights = {reading: np.concatenate([part for _, part in found]) for reading, found in parts.items()}
     return Samples(
         {name: rows[reading] for name, reading in readings.items()},
         {name: weights[reading] for name, reading in readings.items()},
-        extremes,
+        {name: extremes[reading] for name, reading in readings.items()},
         {name: total / counts[name] for name, total in sums.items()},
     )
 
