@@ -9,12 +9,13 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper, parser, shape_inference
 from onnx_ir import serde
+from onnxruntime import InferenceSession
 from test_int8 import as_images
 
 from vitdeploy.quantize import ptq
 from vitdeploy.quantize.clip_output import output_ranges, readers
 from vitdeploy.quantize.int8 import default_plan, find_places, quant_params
-from vitdeploy.quantize.rows import power, sample
+from vitdeploy.quantize.rows import matrix, power, sample
 from vitdeploy.quantize.schemes import get
 from vitdeploy.quantize.targets import find_targets
 
@@ -53,11 +54,34 @@ def test_range_leaves_out_a_channel_that_the_weights_ignore(scheme: str) -> None
 def test_sample_is_bounded_and_keeps_extremes_of_all_rows() -> None:
     model = product(np.ones((8, 4), np.float32))
     x = np.abs(RNG.standard_normal((4096, 8))).astype(np.float32)
-    target = find_targets(model, get("openvino"))
-    found = sample(model, target, [x[:2048], x[2048:]])
-    assert found.rows[target[0].name].shape == (1, 256, 8)
-    assert np.array_equal(found.extremes["r"][0], x.min(axis=0))
-    assert np.array_equal(found.extremes["r"][1], x.max(axis=0))
+    (target,) = find_targets(model, get("openvino"))
+    found = sample(model, [target], [x[:2048], x[2048:]])
+    assert found.rows[target.name].shape == (1, 256, 8)
+    assert np.array_equal(found.extremes[target.name][0], x.min(axis=0))
+    assert np.array_equal(found.extremes[target.name][1], x.max(axis=0))
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_sample_of_a_convolution_of_any_rank_is_what_it_multiplies(axes: int) -> None:
+    """Beside it a MatMul reads the same tensor, whose channels are along another axis there."""
+    constants = {"w": RNG.standard_normal((8, 2, *(3,) * axes)), "s": RNG.standard_normal((7, 16))}
+    pads, strides, side = [*(1,) * axes, *(0,) * axes], [2] * axes, ", 7" * axes
+    text = f'<ir_version: 9, opset_import: ["" : 20]> g (float[N, 4{side}] image) => (float[N, 8{", 3" * axes}] y, '
+    text += f"float[N, 4{side[:-3]}, 16] z) {{ y = Conv <group = 2, strides = {strides}, pads = {pads}> (image, w) "
+    proto = parser.parse_model(text + "z = MatMul(image, s) }")
+    for name, value in constants.items():
+        proto.graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), name))
+    model = serde.deserialize_model(shape_inference.infer_shapes(proto))
+    x = RNG.standard_normal((2, 4, *(7,) * axes)).astype(np.float32)
+    chosen = get("tensorrt")
+    targets = {target.node.op_type: target for target in find_targets(model, replace(chosen, smallest_conv=1))}
+    found = sample(model, list(targets.values()), [x])
+    conv, product = targets["Conv"].name, targets["MatMul"].name
+    got = found.rows[conv] @ matrix(targets["Conv"], constants["w"].astype(np.float32))
+    (want,) = InferenceSession(serde.serialize_model(model).SerializeToString()).run(["y"], {"image": x})
+    assert np.allclose(np.sort(got.ravel()), np.sort(want.ravel()), atol=1e-4)
+    assert np.array_equal(found.extremes[conv][0], x.min(axis=(0, *range(2, x.ndim))))
+    assert np.array_equal(found.extremes[product][1], x.max(axis=tuple(range(x.ndim - 1))))
 
 
 def test_rare_outliers_are_in_the_sample_and_each_row_stands_for_others() -> None:
