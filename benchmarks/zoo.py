@@ -56,6 +56,8 @@ def peer(entry: zoo.Entry, built: Built, file: Path) -> torch.nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         image = torch.zeros(1, *built.spec.input.shape)
+        with torch.no_grad():
+            theirs(image)  # NaViT remembers its grids, and those of an export would be wrong
         names: dict[str, Any] = {"input_names": ["image"], "output_names": ["logits"]}
         torch.onnx.export(theirs, (image,), str(file), dynamo=True, verbose=False, **names)
     return theirs
