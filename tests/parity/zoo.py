@@ -116,9 +116,10 @@ def check_parity(case: Case) -> None:
 def check_signature(name: str) -> None:
     """The constructor takes theirs' arguments, of the same kinds and with the same defaults."""
 
-    def told(cls: Any) -> list[tuple[str, Any, Any]]:
+    def told(cls: Any) -> tuple[list[str], dict[str, Any]]:
         parameters = inspect.signature(cls).parameters.values()
-        return [(p.name, p.kind, p.default) for p in parameters]
+        in_order = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
+        return in_order, {p.name: (p.kind, p.default) for p in parameters}
 
     assert told(ours(name)) == told(theirs(name))
 

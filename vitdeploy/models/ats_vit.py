@@ -3,21 +3,13 @@ al., Adaptive Token Sampling, 2111.15667)."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitdeploy.models.blocks import (
-    Attention,
-    ClassTokenViT,
-    FeedForward,
-    Size,
-    grid,
-    mask_bias,
-    merge_heads,
-    parts,
-    patch_embedding,
-)
+from vitdeploy.models.blocks import Attention, FeedForward, ViTVariant, mask_bias, merge_heads, parts
 from vitdeploy.models.layers import record
 
 
@@ -95,39 +87,27 @@ class Transformer(nn.Module):
         return x, ids.squeeze(-1).long().masked_fill(~mask, -1)
 
 
-class ViT(ClassTokenViT):
-    """Images (B, channels, H, W) to logits (B, num_classes).
+class ViT(ViTVariant, without=("pool",)):
+    """Images (B, channels, H, W) to logits (B, num_classes); arguments are ViTVariant's, and more:
 
     Args:
         max_tokens_per_depth: patch tokens that each layer keeps at most, falling.
 
     Raises:
-        ValueError: patches that do not fill the image, or numbers that are not of each layer, rise, or leave nothing.
+        ValueError: as ViTVariant, and numbers that are not of each layer, rise, or leave nothing.
     """
 
-    def __init__(
-        self,
-        *,
-        image_size: Size,
-        patch_size: Size,
-        num_classes: int,
-        dim: int,
-        depth: int,
-        max_tokens_per_depth: tuple[int, ...],
-        heads: int,
-        mlp_dim: int,
-        channels: int = 3,
-        dim_head: int = 64,
-        dropout: float = 0.0,
-        emb_dropout: float = 0.0,
-    ) -> None:
-        most = tuple(max_tokens_per_depth)
+    def __init__(self, *, max_tokens_per_depth: tuple[int, ...], **vit: Any) -> None:
+        self.most = tuple(max_tokens_per_depth)
+        super().__init__(**vit)
+
+    def make_transformer(
+        self, dim: int, depth: int, heads: int, dim_head: int, mlp_dim: int, dropout: float
+    ) -> nn.Module:
+        most = self.most
         if len(most) != depth or list(most) != sorted(most, reverse=True) or min(most, default=0) < 1:
             raise ValueError(f"max_tokens_per_depth {most} must be {depth} falling numbers, one a layer")
-        rows, columns = grid(image_size, patch_size)
-        transformer = Transformer(dim, most, heads, dim_head, mlp_dim, dropout)
-        embed = patch_embedding(dim, patch_size, channels)
-        super().__init__(embed, rows * columns, dim, transformer, num_classes, emb_dropout=emb_dropout)
+        return Transformer(dim, most, heads, dim_head, mlp_dim, dropout)
 
     def forward(self, img: Tensor, return_sampled_token_ids: bool = False) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]
         """Logits; where asked for, also the patches (B, n) that the last layer kept, -1 where there is none."""

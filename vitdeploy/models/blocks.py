@@ -5,6 +5,7 @@ A file of an architecture imports from here what it has in common with ViT, and 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -365,6 +366,71 @@ class ClassTokenViT(nn.Module):
     def forward(self, img: Tensor) -> Tensor:
         x = self.transformer(self.embed(img))
         return self.mlp_head(self.to_latent(x.mean(dim=1) if self.pool == "mean" else x[:, 0]))
+
+
+class Variant(nn.Module):
+    """A class whose constructor may take `**others` for its parent's: `inspect.signature` tells all of them.
+
+    Args:
+        without: arguments of the parent's that the class does not have.
+    """
+
+    def __init_subclass__(cls, without: Sequence[str] = ()) -> None:
+        alike = "__init__" not in vars(cls)
+        own = [] if alike else list(inspect.signature(cls.__init__, eval_str=True).parameters.values())[1:]
+        if alike or own[-1].kind is inspect.Parameter.VAR_KEYWORD:
+            inherited = inspect.signature(cls.__mro__[1], eval_str=True).parameters.values()
+            own[-1:] = [p for p in inherited if p.name not in (*without, *(given.name for given in own))]
+        cls.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
+
+
+class ViTVariant(ClassTokenViT, Variant):
+    """Images (B, channels, H, W) to logits (B, num_classes), with vit.ViT's arguments.
+
+    Variants override what they change of `make_embedding`, `make_transformer` and `make_block`, and take what is not
+    their own as `**vit`.
+
+    Raises:
+        ValueError: patches that do not fill the image, or an unknown pool.
+    """
+
+    patch_norms = True  # whether pixels and tokens of patches are normed
+
+    def __init__(
+        self,
+        *,
+        image_size: Size,
+        patch_size: Size,
+        num_classes: int,
+        dim: int,
+        depth: int,
+        heads: int,
+        mlp_dim: int,
+        pool: str = "cls",
+        channels: int = 3,
+        dim_head: int = 64,
+        dropout: float = 0.0,
+        emb_dropout: float = 0.0,
+    ) -> None:
+        self.grid = grid(image_size, patch_size)
+        embed = self.make_embedding(dim, patch_size, channels)
+        transformer = self.make_transformer(dim, depth, heads, dim_head, mlp_dim, dropout)
+        count = self.grid[0] * self.grid[1]
+        super().__init__(embed, count, dim, transformer, num_classes, pool=pool, emb_dropout=emb_dropout)
+
+    def make_embedding(self, dim: int, patch_size: Size, channels: int) -> nn.Module:
+        return patch_embedding(dim, patch_size, channels, norms=self.patch_norms)
+
+    def make_transformer(
+        self, dim: int, depth: int, heads: int, dim_head: int, mlp_dim: int, dropout: float
+    ) -> nn.Module:
+        blocks = (self.make_block(dim, heads, dim_head, mlp_dim, dropout) for _ in range(depth))
+        return Transformer(dim, blocks, norm=False)
+
+    def make_block(
+        self, dim: int, heads: int, dim_head: int, mlp_dim: int, dropout: float
+    ) -> tuple[nn.Module, nn.Module]:
+        return Attention(dim, heads, dim_head, dropout, project_out=None), FeedForward(dim, mlp_dim, dropout)
 
 
 def checked_pool(pool: str) -> str:

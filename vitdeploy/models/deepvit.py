@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vitdeploy.models.blocks import Attention, ClassTokenViT, FeedForward, Size, Transformer, grid, patch_embedding
+from vitdeploy.models.blocks import Attention, FeedForward, ViTVariant
 from vitdeploy.models.layers import record
 
 
@@ -25,39 +25,10 @@ class ReAttention(Attention):
         return maps.movedim(-1, 1) @ v
 
 
-class DeepViT(ClassTokenViT):
-    """Images (B, channels, image_size, image_size) to logits (B, num_classes).
+class DeepViT(ViTVariant):
+    """Images (B, channels, H, W) to logits (B, num_classes); arguments and errors are ViTVariant's."""
 
-    Raises:
-        ValueError: patches that do not fill the image, or an unknown pool.
-    """
-
-    def __init__(
-        self,
-        *,
-        image_size: Size,
-        patch_size: Size,
-        num_classes: int,
-        dim: int,
-        depth: int,
-        heads: int,
-        mlp_dim: int,
-        pool: str = "cls",
-        channels: int = 3,
-        dim_head: int = 64,
-        dropout: float = 0.0,
-        emb_dropout: float = 0.0,
-    ) -> None:
-        rows, columns = grid(image_size, patch_size)
-        blocks = (
-            (ReAttention(dim, heads, dim_head, dropout), FeedForward(dim, mlp_dim, dropout)) for _ in range(depth)
-        )
-        super().__init__(
-            patch_embedding(dim, patch_size, channels),
-            rows * columns,
-            dim,
-            Transformer(dim, blocks, norm=False),
-            num_classes,
-            pool=pool,
-            emb_dropout=emb_dropout,
-        )
+    def make_block(
+        self, dim: int, heads: int, dim_head: int, mlp_dim: int, dropout: float
+    ) -> tuple[nn.Module, nn.Module]:
+        return ReAttention(dim, heads, dim_head, dropout), FeedForward(dim, mlp_dim, dropout)

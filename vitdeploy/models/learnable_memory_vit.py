@@ -4,21 +4,20 @@ which leave its old answers as they were (Sandler et al., Fine-tuning Image Tran
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from vitdeploy.models.blocks import (
     Attention,
-    ClassTokenViT,
     FeedForward,
-    Size,
+    ViTVariant,
     append,
-    grid,
     mask_bias,
     merge_heads,
     norm_head,
     parts,
-    patch_embedding,
     prepend,
 )
 from vitdeploy.models.layers import attend
@@ -53,40 +52,18 @@ class Transformer(nn.Module):
         return x
 
 
-class ViT(ClassTokenViT):
-    """Images (B, channels, H, W) of `image_size` to logits (B, num_classes), by the class token whatever `pool` says.
+class ViT(ViTVariant):
+    """Images (B, channels, H, W) to logits (B, num_classes), by the class token whatever `pool` says; arguments and
+    errors are ViTVariant's."""
 
-    Raises:
-        ValueError: patches that do not fill the image, or an unknown pool.
-    """
-
-    def __init__(
-        self,
-        *,
-        image_size: Size,
-        patch_size: Size,
-        num_classes: int,
-        dim: int,
-        depth: int,
-        heads: int,
-        mlp_dim: int,
-        pool: str = "cls",
-        channels: int = 3,
-        dim_head: int = 64,
-        dropout: float = 0.0,
-        emb_dropout: float = 0.0,
-    ) -> None:
-        rows, columns = grid(image_size, patch_size)
-        super().__init__(
-            patch_embedding(dim, patch_size, channels),
-            rows * columns,
-            dim,
-            Transformer(dim, depth, heads, dim_head, mlp_dim, dropout),
-            num_classes,
-            pool=pool,
-            emb_dropout=emb_dropout,
-        )
+    def __init__(self, **vit: Any) -> None:
+        super().__init__(**vit)
         self.pool = "cls"
+
+    def make_transformer(
+        self, dim: int, depth: int, heads: int, dim_head: int, mlp_dim: int, dropout: float
+    ) -> nn.Module:
+        return Transformer(dim, depth, heads, dim_head, mlp_dim, dropout)
 
     def img_to_tokens(self, img: Tensor) -> Tensor:
         """(B, 1 + n, dim), the class token first."""

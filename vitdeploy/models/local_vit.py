@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vitdeploy.models.blocks import Attention, ClassTokenViT, Residual, patch_embedding, quotient
+from vitdeploy.models.blocks import Attention, Residual, ViTVariant
 
 
 class DepthwiseConv(nn.Module):
@@ -83,29 +83,10 @@ class Transformer(nn.Module):
         return x
 
 
-class LocalViT(ClassTokenViT):
-    """Images (B, channels, image_size, image_size) to logits (B, num_classes).
+class LocalViT(ViTVariant, without=("pool",)):
+    """Images (B, channels, H, W) to logits (B, num_classes); arguments and errors are ViTVariant's."""
 
-    Raises:
-        ValueError: patches that do not fill the image.
-    """
-
-    def __init__(
-        self,
-        *,
-        image_size: int,
-        patch_size: int,
-        num_classes: int,
-        dim: int,
-        depth: int,
-        heads: int,
-        mlp_dim: int,
-        channels: int = 3,
-        dim_head: int = 64,
-        dropout: float = 0.0,
-        emb_dropout: float = 0.0,
-    ) -> None:
-        rows = quotient("image_size", image_size, "patch_size", patch_size)
-        transformer = Transformer(dim, depth, heads, dim_head, mlp_dim, rows, dropout)
-        embed = patch_embedding(dim, patch_size, channels)
-        super().__init__(embed, rows * rows, dim, transformer, num_classes, emb_dropout=emb_dropout)
+    def make_transformer(
+        self, dim: int, depth: int, heads: int, dim_head: int, mlp_dim: int, dropout: float
+    ) -> nn.Module:
+        return Transformer(dim, depth, heads, dim_head, mlp_dim, self.grid[0], dropout)

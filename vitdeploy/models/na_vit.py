@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from vitdeploy.models.blocks import FeedForward, MaskedAttention, MaskedTransformer, grid, mask_bias
+from vitdeploy.models.blocks import FeedForward, MaskedAttention, MaskedTransformer, Variant, grid, mask_bias
 
 Dropped = Callable[[int, int], float]  # the share of tokens that an image of this height and width loses
 Images = Sequence[Tensor] | Sequence[Sequence[Tensor]]
@@ -161,7 +161,7 @@ class Attention(MaskedAttention):
         return self.q_norm(q), self.k_norm(k), v
 
 
-class NaViT(nn.Module):
+class NaViT(Variant):
     """Images (channels, H, W) of any sizes up to `image_size` to logits (images, num_classes), in their order.
 
     They come as a list of groups, each of which is one sequence, or as a single group; with `group_images`, as a list

@@ -55,38 +55,10 @@ class NaViT(na_vit.NaViT):
     norm = staticmethod(partial(nn.LayerNorm, bias=False))
     attention = Attention
 
-    def __init__(
-        self,
-        *,
-        image_size: Any,
-        patch_size: int,
-        num_classes: int,
-        dim: int,
-        depth: int,
-        heads: int,
-        mlp_dim: int,
-        channels: int = 3,
-        dim_head: int = 64,
-        dropout: float = 0.0,
-        emb_dropout: float = 0.0,
-        qk_rmsnorm: bool = True,
-        token_dropout_prob: float | None = None,
-    ) -> None:
-        super().__init__(
-            image_size=image_size,
-            patch_size=patch_size,
-            num_classes=num_classes,
-            dim=dim,
-            depth=depth,
-            heads=heads,
-            mlp_dim=mlp_dim,
-            channels=channels,
-            dim_head=dim_head,
-            dropout=dropout,
-            emb_dropout=emb_dropout,
-            token_dropout_prob=token_dropout_prob,
-        )
-        self.to_patch_embedding[0] = nn.LayerNorm(channels * patch_size**2)
+    def __init__(self, *, qk_rmsnorm: bool = True, **vit: Any) -> None:
+        super().__init__(**vit)
+        dim = self.attn_pool_queries.shape[0]
+        self.to_patch_embedding[0] = nn.LayerNorm(self.channels * self.patch_size**2)
         self.to_patch_embedding[2] = nn.LayerNorm(dim)
         if not qk_rmsnorm:
             for block in self.transformer.layers:

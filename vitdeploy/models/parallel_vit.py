@@ -4,10 +4,11 @@ everyone should know about Vision Transformers, 2203.09795)."""
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor, nn
 
-from vitdeploy.models.blocks import Attention, ClassTokenViT, FeedForward, Size, Transformer, grid, patch_embedding
+from vitdeploy.models.blocks import ViTVariant
 
 
 class Parallel(nn.Module):
@@ -24,48 +25,21 @@ class Parallel(nn.Module):
         return first
 
 
-class ViT(ClassTokenViT):
-    """Images (B, channels, H, W) to logits (B, num_classes).
+class ViT(ViTVariant):
+    """Images (B, channels, H, W) to logits (B, num_classes); arguments and errors are ViTVariant's, and more:
 
     Args:
         num_parallel_branches: attentions, and MLPs, in a layer.
-
-    Raises:
-        ValueError: patches that do not fill the image, or an unknown pool.
     """
 
-    def __init__(
-        self,
-        *,
-        image_size: Size,
-        patch_size: Size,
-        num_classes: int,
-        dim: int,
-        depth: int,
-        heads: int,
-        mlp_dim: int,
-        pool: str = "cls",
-        num_parallel_branches: int = 2,
-        channels: int = 3,
-        dim_head: int = 64,
-        dropout: float = 0.0,
-        emb_dropout: float = 0.0,
-    ) -> None:
-        rows, columns = grid(image_size, patch_size)
-        branches = range(num_parallel_branches)
-        blocks = (
-            (
-                Parallel(Attention(dim, heads, dim_head, dropout, project_out=None) for _ in branches),
-                Parallel(FeedForward(dim, mlp_dim, dropout) for _ in branches),
-            )
-            for _ in range(depth)
-        )
-        super().__init__(
-            patch_embedding(dim, patch_size, channels, norms=False),
-            rows * columns,
-            dim,
-            Transformer(dim, blocks, norm=False),
-            num_classes,
-            pool=pool,
-            emb_dropout=emb_dropout,
-        )
+    patch_norms = False
+
+    def __init__(self, *, num_parallel_branches: int = 2, **vit: Any) -> None:
+        self.branches = range(num_parallel_branches)
+        super().__init__(**vit)
+
+    def make_block(
+        self, dim: int, heads: int, dim_head: int, mlp_dim: int, dropout: float
+    ) -> tuple[nn.Module, nn.Module]:
+        found = [super(ViT, self).make_block(dim, heads, dim_head, mlp_dim, dropout) for _ in self.branches]
+        return Parallel(attention for attention, _ in found), Parallel(ff for _, ff in found)

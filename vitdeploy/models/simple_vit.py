@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from vitdeploy.models.blocks import Attention, FeedForward, Size, Transformer, grid, pair, patch_embedding, sincos
+from vitdeploy.models.blocks import (
+    Attention,
+    FeedForward,
+    Size,
+    Transformer,
+    Variant,
+    grid,
+    pair,
+    patch_embedding,
+    sincos,
+)
 
 
-class SimpleViT(nn.Module):
+class SimpleViT(Variant):
     """Images (B, channels, H, W) of `image_size` to logits (B, num_classes).
 
-    Variants override `make_transformer` and `make_head`, and `encode` for what else they do to the tokens.
+    Variants override `make_transformer`, `make_block` and `make_head`, and `encode` for what else they do to the
+    tokens; they take what is not their own as `**vit`.
 
     Args:
         image_size, patch_size: numbers, or (height, width).
@@ -44,8 +55,10 @@ class SimpleViT(nn.Module):
         self.linear_head = self.make_head(dim, num_classes)
 
     def make_transformer(self, dim: int, depth: int, heads: int, dim_head: int, mlp_dim: int) -> nn.Module:
-        attentions = (Attention(dim, heads, dim_head, dropout=None) for _ in range(depth))
-        return Transformer(dim, ((attention, FeedForward(dim, mlp_dim, dropout=None)) for attention in attentions))
+        return Transformer(dim, (self.make_block(dim, heads, dim_head, mlp_dim) for _ in range(depth)))
+
+    def make_block(self, dim: int, heads: int, dim_head: int, mlp_dim: int) -> tuple[nn.Module, nn.Module]:
+        return Attention(dim, heads, dim_head, dropout=None), FeedForward(dim, mlp_dim, dropout=None)
 
     def make_head(self, dim: int, num_classes: int) -> nn.Module:
         return nn.Linear(dim, num_classes)

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from vitdeploy.models import simple_vit_with_register_tokens
-from vitdeploy.models.blocks import Size, parts
+from vitdeploy.models.blocks import parts
 
 
 class HyperConnection(nn.Module):
@@ -60,33 +62,8 @@ class Transformer(nn.Module):
 class SimpleViT(simple_vit_with_register_tokens.SimpleViT):
     """As simple_vit_with_register_tokens.SimpleViT. Raises ValueError where there is no residual stream."""
 
-    def __init__(
-        self,
-        *,
-        image_size: Size,
-        patch_size: Size,
-        num_classes: int,
-        dim: int,
-        depth: int,
-        heads: int,
-        mlp_dim: int,
-        num_residual_streams: int,
-        num_register_tokens: int = 4,
-        channels: int = 3,
-        dim_head: int = 64,
-    ) -> None:
+    def __init__(self, *, num_residual_streams: int, **vit: Any) -> None:
         if num_residual_streams < 1:
             raise ValueError(f"num_residual_streams ({num_residual_streams}) must be at least 1")
-        super().__init__(
-            image_size=image_size,
-            patch_size=patch_size,
-            num_classes=num_classes,
-            dim=dim,
-            depth=depth,
-            heads=heads,
-            mlp_dim=mlp_dim,
-            num_register_tokens=num_register_tokens,
-            channels=channels,
-            dim_head=dim_head,
-        )
-        self.transformer = Transformer(dim, self.transformer.layers, num_residual_streams)  # type: ignore[arg-type]
+        super().__init__(**vit)
+        self.transformer = Transformer(vit["dim"], self.transformer.layers, num_residual_streams)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vitdeploy.models.blocks import Attention, FeedForward, Transformer, checked_pool, prepend
+from vitdeploy.models.blocks import Attention, ClassTokenViT, FeedForward, Transformer
 
 
 class Unfold(nn.Module):
@@ -32,7 +32,7 @@ class Unfold(nn.Module):
         return rearrange(patches, "b c h w -> b (h w) c")
 
 
-class T2TViT(nn.Module):
+class T2TViT(ClassTokenViT):
     """Images (B, channels, image_size, image_size) to logits (B, num_classes).
 
     Args:
@@ -61,7 +61,6 @@ class T2TViT(nn.Module):
         transformer: nn.Module | None = None,
         t2t_layers: tuple[tuple[int, int], ...] = ((7, 4), (3, 2), (3, 2)),
     ) -> None:
-        super().__init__()
         layers: list[nn.Module] = []
         width, rows = channels, image_size
         for step, (kernel, stride) in enumerate(t2t_layers):
@@ -73,27 +72,13 @@ class T2TViT(nn.Module):
             rows = (rows - kernel + 2 * (stride // 2)) // stride + 1
         if rows < 1:
             raise ValueError(f"t2t_layers {t2t_layers} leave nothing of image_size ({image_size})")
-        self.to_patch_embedding = nn.Sequential(*layers, nn.Linear(width, dim))
-        self.pos_embedding = nn.Parameter(torch.randn(1, rows * rows + 1, dim))
-        self.cls_token = nn.Parameter(torch.randn(1, 1, dim))
-        self.dropout = nn.Dropout(emb_dropout)
         if transformer is None:
             if depth is None or heads is None or mlp_dim is None:
                 raise ValueError("depth, heads and mlp_dim must be given where transformer is not")
             transformer = encoder(dim, depth, heads, dim_head, mlp_dim, dropout)
-        self.transformer = transformer
-        self.pool = checked_pool(pool)
-        self.to_latent = nn.Identity()
-        self.mlp_head = nn.Linear(dim, num_classes)
-
-    def embed(self, img: Tensor) -> Tensor:
-        """(B, 1 + n, dim), the class token first."""
-        x = prepend(self.cls_token, self.to_patch_embedding(img))
-        return self.dropout(x + self.pos_embedding[:, : x.shape[1]])
-
-    def forward(self, img: Tensor) -> Tensor:
-        x = self.transformer(self.embed(img))
-        return self.mlp_head(self.to_latent(x.mean(dim=1) if self.pool == "mean" else x[:, 0]))
+        embed = nn.Sequential(*layers, nn.Linear(width, dim))
+        super().__init__(embed, rows * rows, dim, transformer, num_classes, pool=pool, emb_dropout=emb_dropout)
+        self.mlp_head = nn.Linear(dim, num_classes)  # type: ignore[assignment]
 
 
 def encoder(dim: int, depth: int, heads: int, dim_head: int, mlp_dim: int, dropout: float) -> Transformer:

@@ -5,13 +5,10 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from vitdeploy.models.blocks import Attention, FeedForward, Transformer, pair, prepend, video_embedding, video_grid
+from vitdeploy.models.blocks import Attention, ClassTokenViT, FeedForward, Transformer, video_embedding, video_grid
 
 
-class ViT(nn.Module):
+class ViT(ClassTokenViT):
     """Videos (B, channels, frames, H, W) to logits (B, num_classes). Smaller videos take the first positions.
 
     Args:
@@ -40,25 +37,9 @@ class ViT(nn.Module):
         dropout: float = 0.0,
         emb_dropout: float = 0.0,
     ) -> None:
-        super().__init__()
-        if pool not in ("cls", "mean"):
-            raise ValueError(f"pool ({pool!r}) must be 'cls' or 'mean'")
         tokens = prod(video_grid(frames, frame_patch_size, image_size, image_patch_size))
-        self.patch_size = pair(image_patch_size)
-        self.pool = pool
-        self.to_patch_embedding = video_embedding(dim, frame_patch_size, image_patch_size, channels)
-        self.pos_embedding = nn.Parameter(torch.randn(1, tokens + 1, dim))
-        self.cls_token = nn.Parameter(torch.randn(1, 1, dim))
-        self.dropout = nn.Dropout(emb_dropout)
-        blocks = (
-            (Attention(dim, heads, dim_head, dropout, project_out=None), FeedForward(dim, mlp_dim, dropout))
-            for _ in range(depth)
-        )
-        self.transformer = Transformer(dim, blocks, norm=False)
-        self.to_latent = nn.Identity()
-        self.mlp_head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, num_classes))
-
-    def forward(self, video: Tensor) -> Tensor:
-        x = prepend(self.cls_token, self.to_patch_embedding(video))
-        x = self.transformer(self.dropout(x + self.pos_embedding[:, : x.shape[1]]))
-        return self.mlp_head(self.to_latent(x.mean(dim=1) if self.pool == "mean" else x[:, 0]))
+        embed = video_embedding(dim, frame_patch_size, image_patch_size, channels)
+        attentions = (Attention(dim, heads, dim_head, dropout, project_out=None) for _ in range(depth))
+        blocks = ((attention, FeedForward(dim, mlp_dim, dropout)) for attention in attentions)
+        transformer = Transformer(dim, blocks, norm=False)
+        super().__init__(embed, tokens, dim, transformer, num_classes, pool=pool, emb_dropout=emb_dropout)

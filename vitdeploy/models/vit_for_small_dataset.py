@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 
-from vitdeploy.models.blocks import Attention, ClassTokenViT, FeedForward, Size, Transformer, grid, pair
+from vitdeploy.models.blocks import Attention, FeedForward, Size, ViTVariant, pair
 from vitdeploy.models.layers import attend
 
 
@@ -45,40 +45,20 @@ class SPT(nn.Module):
         return self.to_patch_tokens(torch.cat((x, *(F.pad(x, shift) for shift in shifts)), dim=1))
 
 
-class ViT(ClassTokenViT):
-    """Images (B, channels, H, W) to logits (B, num_classes).
+class ViT(ViTVariant):
+    """Images (B, channels, H, W) to logits (B, num_classes); arguments are ViTVariant's.
 
     Raises:
-        ValueError: patches that are not square or do not fill the image, or an unknown pool.
+        ValueError: as ViTVariant, and patches that are not square.
     """
 
-    def __init__(
-        self,
-        *,
-        image_size: Size,
-        patch_size: Size,
-        num_classes: int,
-        dim: int,
-        depth: int,
-        heads: int,
-        mlp_dim: int,
-        pool: str = "cls",
-        channels: int = 3,
-        dim_head: int = 64,
-        dropout: float = 0.0,
-        emb_dropout: float = 0.0,
-    ) -> None:
-        rows, columns = grid(image_size, patch_size)
+    def make_embedding(self, dim: int, patch_size: Size, channels: int) -> nn.Module:
         side, other = pair(patch_size)
         if side != other:
             raise ValueError(f"patch_size {patch_size} must be square")
-        blocks = ((LSA(dim, heads, dim_head, dropout), FeedForward(dim, mlp_dim, dropout)) for _ in range(depth))
-        super().__init__(
-            SPT(dim=dim, patch_size=side, channels=channels),
-            rows * columns,
-            dim,
-            Transformer(dim, blocks, norm=False),
-            num_classes,
-            pool=pool,
-            emb_dropout=emb_dropout,
-        )
+        return SPT(dim=dim, patch_size=side, channels=channels)
+
+    def make_block(
+        self, dim: int, heads: int, dim_head: int, mlp_dim: int, dropout: float
+    ) -> tuple[nn.Module, nn.Module]:
+        return LSA(dim, heads, dim_head, dropout), FeedForward(dim, mlp_dim, dropout)

@@ -49,7 +49,7 @@ OTHERS = {
     "twins": ("twins_svt_small", 64),
     "nest": ("nest_tiny_jx", 64),
     "crossvit": ("crossvit_9_240", 240),
-    "maxvit": ("maxvit_pico_rw_256", 64),
+    "maxvit": ("maxvit_pico_rw_256", 256),
 }
 # As they are used.
 WHOLE = {
