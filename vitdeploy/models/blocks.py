@@ -378,7 +378,7 @@ class Variant(nn.Module):
     def __init_subclass__(cls, without: Sequence[str] = ()) -> None:
         alike = "__init__" not in vars(cls)
         own = [] if alike else list(inspect.signature(cls.__init__, eval_str=True).parameters.values())[1:]
-        if alike or own[-1].kind is inspect.Parameter.VAR_KEYWORD:
+        if alike or (own and own[-1].kind is inspect.Parameter.VAR_KEYWORD):
             inherited = inspect.signature(cls.__mro__[1], eval_str=True).parameters.values()
             own[-1:] = [p for p in inherited if p.name not in (*without, *(given.name for given in own))]
         cls.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
