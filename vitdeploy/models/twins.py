@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitdeploy.errors import UsageError
-from vitdeploy.models.blocks import PEG, PatchLinear, attend_in_windows, merge_heads, quotient, split_heads
+from vitdeploy.models.blocks import PEG, MapConv, attend_in_windows, merge_heads, quotient, split_heads
 from vitdeploy.models.layers import Block, attend, linspace_rates, to_pair
 from vitdeploy.models.vision_transformer import check_pool
 
@@ -48,7 +48,7 @@ class GlobalSubSampleAttn(nn.Module):
         self.kv = nn.Linear(dim, dim * 2)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
-        self.sr = PatchLinear(dim, dim, sr_ratio) if sr_ratio > 1 else None
+        self.sr = MapConv(dim, dim, sr_ratio, sr_ratio) if sr_ratio > 1 else None
         self.norm = nn.LayerNorm(dim) if sr_ratio > 1 else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, dim: int, dim_out: int, patch: int) -> None:
         super().__init__()
-        self.proj = PatchLinear(dim, dim_out, patch)
+        self.proj = MapConv(dim, dim_out, patch, patch)
         self.norm = nn.LayerNorm(dim_out)
 
     def forward(self, x: Tensor) -> Tensor:
