@@ -10,6 +10,7 @@ from typing import Any
 from vitdeploy.errors import UsageError
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+IMAGE, BATCH = "image", "batch"  # the usual input, and the dimension that is free
 LARGEST_SIDE = 1 << 14
 LARGEST_BATCH = 1 << 16
 CHANNEL_ORDERS = ("RGB", "BGR")
@@ -17,6 +18,37 @@ CROP_MODES = ("center", "squash", "border")
 PRECISIONS = ("fp32", "fp16", "bf16", "fp8", "int8", "int8+bf16", "int8-dynamic", "int8-weights", "int4-weights")
 OUTPUTS = ("logits", "embeddings", "attention")
 CALIBRATED = ("int8", "int8+bf16", "fp8")  # on images
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, numpy dtype name and shape of one input or output. A dynamic dimension is its name (a str)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype} {'x'.join(map(str, self.shape))}"
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How images are packed into sequences: see models.na_vit.pack.
+
+    Attributes:
+        patch_size: side of a patch, in pixels.
+        length: patches of a sequence.
+        slots: images that a sequence may have.
+    """
+
+    patch_size: int
+    length: int
+    slots: int
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(n, int) and 1 <= n <= LARGEST_SIDE for n in (self.patch_size, self.length, self.slots)):
+            raise UsageError(f"{self} has a number that is not from 1 to {LARGEST_SIDE}.")
 
 
 @dataclass(frozen=True)
@@ -31,6 +63,7 @@ class InputSpec:
         crop_mode: 'center' (resize the short side, crop), 'squash' (resize both sides, ignore aspect), 'border'
             (resize the long side, pad).
         channel_order: 'RGB' or 'BGR'.
+        packing: how images of up to that height and width are packed into sequences, where the model takes such.
     """
 
     shape: tuple[int, ...] = (3, 224, 224)
@@ -40,6 +73,7 @@ class InputSpec:
     interpolation: str = "bicubic"
     crop_mode: str = "center"
     channel_order: str = "RGB"
+    packing: Packing | None = None
 
     def __post_init__(self) -> None:
         sizes = len(self.shape) in (3, 4) and all(isinstance(n, int) and 1 <= n <= LARGEST_SIDE for n in self.shape)
@@ -89,6 +123,8 @@ class InputSpec:
                     fields[name] = tuple(float(v) for v in values)
             if "crop_pct" in fields:
                 fields["crop_pct"] = float(fields["crop_pct"])
+            if fields.get("packing") is not None:
+                fields["packing"] = Packing(**fields["packing"])
             return cls(**fields)
         except (TypeError, ValueError) as error:
             raise UsageError(f"Not an input specification: {error}.") from None
@@ -106,6 +142,23 @@ class InputSpec:
         """Of a video; None where the input is an image."""
         return self.shape[1] if len(self.shape) == 4 else None
 
+    @property
+    def kind(self) -> str:
+        """What the model sees, in a word."""
+        return "packed images" if self.packing is not None else "image" if self.frames is None else "video"
+
+    @property
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """What the model is given; the batch is the first dimension of each."""
+        if self.packing is None:
+            return (TensorSpec(IMAGE, "float32", (BATCH, *self.shape)),)
+        sequence = (BATCH, self.packing.length)
+        return (
+            TensorSpec("patches", "float32", (*sequence, self.shape[0] * self.packing.patch_size**2)),
+            TensorSpec("positions", "int64", (*sequence, 2)),
+            TensorSpec("image_ids", "int64", sequence),
+        )
+
     def with_size(self, height: int, width: int) -> InputSpec:
         return replace(self, shape=(*self.shape[:-2], height, width))
 
@@ -115,6 +168,8 @@ class InputSpec:
 
         size = "x".join(str(n) for n in self.shape)
         pixels = f"{size}, mean {compact(self.mean)}, std {compact(self.std)}"
+        if self.packing is not None:
+            return f"up to {pixels}, in sequences of {self.packing.length} patches and {self.packing.slots} images"
         if self.frames is not None:
             return pixels
         crop = f"crop {self.crop_pct:g}" + ("" if self.crop_mode == "center" else f" {self.crop_mode}")

@@ -15,6 +15,7 @@ import torch
 from vitdeploy.errors import UnsupportedModel
 from vitdeploy.models.build import BuildOptions, build
 from vitdeploy.models.outputs import Outputs
+from vitdeploy.spec import TensorSpec
 
 Cli = Callable[..., Any]
 ALL = "logits,embeddings,attention"
@@ -56,10 +57,11 @@ def test_maps_of_different_sizes_are_outputs_of_their_own() -> None:
 
 
 def test_what_a_model_does_not_have_is_told() -> None:
+    flat, image = (TensorSpec("image", "float32", ("batch", *shape)) for shape in ((4,), (3, 4, 4)))
     with pytest.raises(UnsupportedModel, match="No attention"):
-        Outputs(torch.nn.Linear(4, 4), ("logits", "attention"), (4,))
+        Outputs(torch.nn.Linear(4, 4), ("logits", "attention"), [flat])
     with pytest.raises(UnsupportedModel, match="no classifier"):
-        Outputs(torch.nn.Conv2d(3, 3, 1), ("logits", "embeddings"), (3, 4, 4))
+        Outputs(torch.nn.Conv2d(3, 3, 1), ("logits", "embeddings"), [image])
 
 
 @pytest.mark.parametrize("wanted", ["", "embeddings", "logits,logits", "logits,maps"])

@@ -64,6 +64,74 @@ def test_model_of_videos_is_exported_and_verified_again(precision: str, cli: Cli
     assert "takes videos of 4 frames" in told.err
 
 
+PACKED = ("--set", "length=24", "--set", "slots=3", *ARGUMENTS)
+
+
+@pytest.mark.parametrize(
+    ("precision", "more"), [("fp32", ("--outputs", "logits,embeddings,attention")), ("fp16", ()), ("int8", ())]
+)
+def test_model_of_packed_images_goes_through_every_verb(
+    precision: str, more: tuple[str, ...], cli: Cli, work: Path
+) -> None:
+    for i in range(16):
+        image = np.random.default_rng(i).integers(0, 256, (100 + i, 90, 3), np.uint8)
+        place = work / "photos" / str(i % 10)
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place / f"{i}.png")
+    photos = ("--calib", "photos") if precision == "int8" else ()
+    flags = ("--precision", precision, *photos, "--batch", "1:2:4", "--duration", "0.1", *more)
+    done = cli("export", "zoo:na_vit_packed", *PACKED, *flags, "--json")
+    assert done.code == 0, done.err
+    made = json.loads(done.out)
+    assert made["model"]["input"]["packing"] == {"patch_size": 16, "length": 24, "slots": 3}
+    assert made["verification"]["passed"]
+    folder = f"zoo-na_vit_packed-{precision}"
+    names = [one["name"] for one in json.loads(cli("inspect", folder, "--json").out)["inputs"]]
+    assert names == ["patches", "positions", "image_ids"]
+    assert cli("verify", folder, "--data", "photos").code == 0
+    assert cli("bench", folder, "--duration", "0.1", "--batch", "3").code == 0
+    evaluated = json.loads(cli("eval", folder, "--data", "photos", "--eager", "--json").out)
+    assert evaluated["images"] == 16
+    told = json.loads(cli("predict", folder, "photos/3/3.png", "--top", "10", "--json").out)
+    assert sum(row["probability"] for row in told[0]["top"]) == pytest.approx(1)
+
+
+def test_weights_of_a_navit_are_those_of_a_packed_one(cli: Cli, work: Path) -> None:
+    """A sequence begins with the whole photo, and `predict` tells of that."""
+    import torch
+
+    from vitdeploy import api
+
+    arguments = {"dim": 32, "depth": 1, "heads": 2, "mlp_dim": 32, "patch_size": 16, "num_classes": 10}
+    plain = api.build("zoo:na_vit", image_size=(64, 64), arguments=arguments, seed=5)
+    torch.save(plain.module.state_dict(), work / "navit.pt")
+    image = np.random.default_rng(0).integers(0, 256, (80, 80, 3), np.uint8)
+    Image.fromarray(image).save(work / "photo.png")
+    odds = []
+    for name, more in (("zoo:na_vit", ()), ("zoo:na_vit_packed", ("--set", "length=24"))):
+        done = cli("export", name, *ARGUMENTS, *more, "--weights", "navit.pt", "--no-bench", "--out", name[4:])
+        assert done.code == 0, done.err
+        told = json.loads(cli("predict", name[4:], "photo.png", "--json").out)
+        odds.append([(row["index"], pytest.approx(row["probability"], rel=1e-4)) for row in told[0]["top"]])
+    assert odds[0] == odds[1]
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "says"),
+    [
+        (("export", "zoo:na_vit_packed", "--set", "length=20"), 2, "length (20) must be at least 64"),
+        (("export", "zoo:na_vit_packed", "--set", "slots=0"), 2, "slots = 0"),
+        (("export", "zoo:na_vit_packed", *PACKED, "--backend", "inductor"), 7, "models of one input"),
+        (("tune", "zoo:na_vit_packed", *PACKED, "--calib-random"), 2, "takes several at a time"),
+    ],
+    ids=["length", "slots", "inductor", "tune"],
+)
+def test_packing_is_refused(cli: Cli, command: tuple[str, ...], code: int, says: str) -> None:
+    told = cli(*command)
+    assert told.code == code
+    assert says in told.err
+
+
 def test_users_own_model_of_videos_is_exported(cli: Cli, work: Path) -> None:
     (work / "mine.py").write_text(
         "import torch\n"

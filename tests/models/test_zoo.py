@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from vitdeploy.errors import UsageError
 from vitdeploy.models import build_zoo, zoo
 from vitdeploy.models.build import BuildOptions, build, check, rebuild
+from vitdeploy.spec import InputSpec
 
 SMALL = {"dim": 32, "depth": 1, "heads": 2, "mlp_dim": 32, "image_size": 64, "patch_size": 16, "num_classes": 10}
 
@@ -77,8 +78,9 @@ def test_any_argument_is_taken_or_refused_in_one_sentence(data: st.DataObject) -
     said = ""
     try:
         arguments = build_zoo.settle(entry, {key: value})
+        takes = InputSpec(entry.shape(arguments), (0.5,), (0.5,), packing=entry.packing(arguments))
         with torch.device("meta"):
-            build_zoo.construct(entry, arguments, entry.shape(arguments))
+            build_zoo.construct(entry, arguments, takes)
     except UsageError as error:
         said = error.message
     assert not said or (said.startswith(f"zoo:{entry.name} ") and key in said and len(said.splitlines()) == 1)

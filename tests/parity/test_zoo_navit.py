@@ -14,7 +14,7 @@ from zoo import CLOSE, NEEDLESS, alive, check_signature, far, ours, theirs
 from vitdeploy.export.passes import optimise
 from vitdeploy.export.trace import quiet
 from vitdeploy.graph.save import save
-from vitdeploy.models.na_vit import PackedNaViT, group_images_by_max_seq_len, pack
+from vitdeploy.models.na_vit import group_images_by_max_seq_len, pack
 
 NAVIT = {"image_size": (32, 48), "patch_size": 8, "num_classes": 10, "dim": 32, "depth": 2, "heads": 2, "mlp_dim": 48}
 PACKED, NESTED = "na_vit.NaViT", "na_vit_nested_tensor.NaViT"
@@ -90,20 +90,22 @@ def test_dropped_tokens_are_counted() -> None:
 @pytest.mark.parametrize("name", [PACKED, NESTED])
 def test_export_of_packed_images_gives_what_lists_give(name: str, free: bool, tmp_path: Path) -> None:
     """One graph on several packings. Where only the batch is free, nothing computes shapes."""
-    mine, _ = both(name)
+    mine, reference = both(name)
+    packing = ours(f"{name.partition('.')[0]}.PackedNaViT")(**NAVIT, length=60, slots=7).eval()
+    packing.load_state_dict(reference.state_dict(), strict=True)
     a, b, c, d, e = pictures(SIZES)
     packings: list[list[list[Tensor]]] = [[[a], [b, c], [d, e, b]], [[a, b, c, d, e]], [[e]], [[b, c], [c, e]]]
-    sizes = {} if free else {"length": 60, "slots": 7}
+    sizes = {} if free else {"length": 60}
     example = pack(packings[0], 8, **sizes)
-    batch, length, slots = (torch.export.Dim(axis, min=1, max=64) for axis in ("batch", "length", "slots"))
+    batch, length = (torch.export.Dim(axis, min=1, max=64) for axis in ("batch", "length"))
     rows = {0: batch, 1: length} if free else {0: batch}
     with quiet(), torch.no_grad():
         program = torch.onnx.export(
-            PackedNaViT(mine).eval(),
+            packing,
             tuple(example),
             dynamo=True,
             optimize=False,
-            dynamic_shapes=(rows, rows, rows, {0: slots} if free else {}),
+            dynamic_shapes=(rows, rows, rows),
             input_names=list(example._fields),
             verbose=False,
         )
@@ -120,6 +122,8 @@ def test_export_of_packed_images_gives_what_lists_give(name: str, free: bool, tm
         (logits,) = session.run(None, {key: value.numpy() for key, value in packed._asdict().items()})
         got = torch.cat([torch.from_numpy(row[: len(group)]) for row, group in zip(logits, groups, strict=True)])
         assert far(got, want) <= CLOSE
+        assert logits.shape[1] == 7
+        assert not any(row[len(group) :].any() for row, group in zip(logits, groups, strict=True))
 
 
 @pytest.mark.parametrize(

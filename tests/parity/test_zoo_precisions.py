@@ -21,7 +21,7 @@ FIRST = {
     for cases in (NEST, VIDEOS, WINDOWS, PYRAMIDS)
     for case in reversed(cases.values())
 }
-QUICK = ("cross_vit", "sep_vit", "xcit", "vivit")
+QUICK = ("cross_vit", "sep_vit", "xcit", "vivit", "na_vit_nested_tensor_packed")
 
 
 def small(entry: zoo.Entry) -> dict[str, Any]:
@@ -30,7 +30,8 @@ def small(entry: zoo.Entry) -> dict[str, Any]:
     if case is not None:
         frames = {"frames": case.shape[1]} if len(case.shape) == 4 else {}
         return {"arguments": case.arguments, "image_size": case.shape[-2:], **frames}
-    given = ATS if entry.name == "ats_vit" else {**VIT, "cls_depth": 1, "num_residual_streams": 2}
+    more = {"cls_depth": 1, "num_residual_streams": 2, "length": 100, "slots": 4}
+    given = ATS if entry.name == "ats_vit" else {**VIT, **more}
     known = build_zoo.parameters(entry)
     return {"arguments": {key: value for key, value in given.items() if key in known}, "image_size": (64, 64)}
 

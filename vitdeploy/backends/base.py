@@ -14,21 +14,13 @@ import numpy as np
 
 from vitdeploy.errors import BackendError, UnsupportedModel, UsageError
 from vitdeploy.export.trace import OPSET
+from vitdeploy.spec import TensorSpec as TensorSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     from torch import nn
 
     from vitdeploy.quantize.schemes import Scheme
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """Name, numpy dtype name and shape of one input or output. A dynamic dimension is its name (a str)."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
 
 
 @dataclass(frozen=True)

@@ -89,14 +89,20 @@ def time_runs(
 
 
 def random_input(shape: Sequence[int | str], dtype: str, batch: int | None, label: str) -> np.ndarray:
-    """Normal noise of the input's shape; a fixed batch other than the one asked for is a UsageError."""
+    """Normal noise of the input's shape, or zeros where it takes whole numbers: they may be indices.
+
+    A fixed batch other than the one asked for is a UsageError.
+    """
     first, *rest = shape
     if any(isinstance(n, str) for n in rest):
         raise UsageError(f"{label} has dynamic dimensions {list(rest)} beside its batch.")
     if isinstance(first, int) and batch not in (None, first):
         raise UsageError(f"{label} was exported for batch {first}, not {batch}.", fix="Export it with --batch 1:8:32.")
     size = first if isinstance(first, int) else batch or 1
-    return np.random.default_rng(0).standard_normal((size, *rest), dtype=np.float32).astype(dtype)  # type: ignore[arg-type]
+    whole = (size, *(int(n) for n in rest))
+    if np.dtype(dtype).kind not in "f":
+        return np.zeros(whole, dtype)
+    return np.random.default_rng(0).standard_normal(whole, dtype=np.float32).astype(dtype)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from vitdeploy.data.folder import find_images, labelled_folder, load_npz
 from vitdeploy.data.images import decode, preprocess, preprocess_array
 from vitdeploy.data.labels import check_numbers, class_indices
 from vitdeploy.data.list_file import read_list
+from vitdeploy.data.packed import item, item_type
 from vitdeploy.data.synthetic import check, synthetic_image
 from vitdeploy.errors import UsageError
 from vitdeploy.spec import InputSpec
@@ -74,6 +75,8 @@ class ImageSet:
     def batches(self, size: int, *, skip_last: bool = False) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         """float32 (n, C, H, W) with int64 (n,) labels or None; n is `size`, but for the last batch.
 
+        Where the spec packs images, n sequences (see packed.item), each made of one image.
+
         Nothing but the batch that is being filled is held in memory.
 
         Args:
@@ -97,7 +100,7 @@ class ImageSet:
             if image is None:
                 continue
             if batch is None:
-                batch = np.empty((size, *self.spec.shape), np.float32)
+                batch = np.empty(size, item_type(self.spec))
             batch[len(kept) - begin] = image
             kept.append(place)
             if len(kept) - begin == size:
@@ -121,7 +124,7 @@ class ImageSet:
 
     def _load(self, index: int, skipped: list[str]) -> np.ndarray | None:
         try:
-            return self.items.load(index)
+            return item(self.items.load(index), self.spec)
         except (UsageError, OSError) as error:
             name = self.items.name(index)
             said = error.message if isinstance(error, UsageError) else f"Cannot read {name}: {error.strerror or error}."

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from vitdeploy.data.images import normalise
+from vitdeploy.data.packed import item
 from vitdeploy.errors import UsageError
 from vitdeploy.spec import InputSpec
 
@@ -29,17 +30,18 @@ def synthetic_images(spec: InputSpec, count: int, seed: int = 0) -> np.ndarray:
         seed: not negative.
 
     Returns:
-        float32 (N, C, H, W), or (N, C, F, H, W) of a spec for videos.
+        float32 (N, C, H, W), or (N, C, F, H, W) of a spec for videos; of one for packed images N sequences, see
+        packed.item.
 
     Raises:
         UsageError: count below 1 or a negative seed.
     """
     check(count, seed)
-    return np.stack([synthetic_image(spec, i, count, seed) for i in range(count)])
+    return np.stack([item(synthetic_image(spec, i, count, seed), spec) for i in range(count)])
 
 
 def synthetic_image(spec: InputSpec, index: int, count: int, seed: int = 0) -> np.ndarray:
-    """float32 (C, H, W): image `index` of `synthetic_images(spec, count, seed)`, without making the others.
+    """float32 (C, H, W): image `index` of `synthetic_images(spec, count, seed)`, not packed, without the others.
 
     A video, (C, F, H, W), is a view that moves across a wider scene.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import os
 import warnings
@@ -11,25 +12,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.errors import UnsupportedModel, UsageError
+from vitdeploy.spec import BATCH, IMAGE, InputSpec, TensorSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     from torch import nn
 
-INPUT, OUTPUT = "image", "logits"
+OUTPUT = "logits"
 OPSET = 20
 ATTENTION_OPSET = 23  # the first that has Attention
 OPSETS = range(18, 25)
 
 
 def trace(
-    module: nn.Module, shape: tuple[int, ...], *, batch: tuple[int, int, int] | int = 1, opset: int = OPSET
+    module: nn.Module,
+    takes: InputSpec | tuple[int, ...],
+    *,
+    batch: tuple[int, int, int] | int = 1,
+    opset: int = OPSET,
 ) -> ir.Model:
-    """Trace `module` in eval mode to a graph with the input `image` and the output `logits`.
+    """Trace `module` in eval mode to a graph with the inputs that `takes` says and the output `logits`.
 
     Args:
-        module: takes (B, *shape) float32 and returns (B, classes), or a tensor for each of its `output_names`.
-        shape: (C, H, W) of an image, (C, F, H, W) of a video.
+        module: returns (B, classes), or a tensor for each of its `output_names`.
+        takes: what it is given; a shape, (C, H, W) of an image or (C, F, H, W) of a video, stands for one float32
+            input `image` (B, *shape).
         batch: a fixed batch, or (min, opt, max) for a dynamic one.
         opset: of the default ONNX domain.
 
@@ -39,24 +46,30 @@ def trace(
     """
     import torch
 
+    from vitdeploy.models.inputs import zeros
+
     if opset not in OPSETS:
         raise UsageError(
             f"Opset {opset} is not supported.", fix=f"Choose one from {OPSETS.start} to {OPSETS.stop - 1}."
         )
     # torch.export takes a size of 1 for a constant, and any other stands for the whole range.
     names = [str(name) for name in getattr(module, "output_names", [OUTPUT])]
-    example = torch.zeros((batch if isinstance(batch, int) else max(batch[0], 2), *shape))
+    inputs = takes.tensors if isinstance(takes, InputSpec) else (TensorSpec(IMAGE, "float32", (BATCH, *takes)),)
+    example = zeros(inputs, batch if isinstance(batch, int) else max(batch[0], 2))
     shapes: Any = None
     if isinstance(batch, tuple):
-        shapes = ({0: torch.export.Dim("batch", min=batch[0], max=batch[2])},)
+        shapes = ({0: torch.export.Dim(BATCH, min=batch[0], max=batch[2])},) * len(inputs)
+        taken = inspect.signature(module.forward).parameters.values()
+        if [parameter.kind for parameter in taken] == [inspect.Parameter.VAR_POSITIONAL]:
+            shapes = (shapes,)  # of the one tuple that it takes
     try:
         with quiet(), attention_in_4d(), torch.no_grad():
             program = torch.onnx.export(
                 module.eval(),
-                (example,),
+                example,
                 dynamo=True,
                 optimize=False,
-                input_names=[INPUT],
+                input_names=[one.name for one in inputs],
                 output_names=names,
                 dynamic_shapes=shapes,
                 opset_version=opset,

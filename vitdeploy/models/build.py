@@ -97,7 +97,7 @@ def build(name: str, options: BuildOptions | None = None) -> Built:
         return built
     from vitdeploy.models.outputs import Outputs
 
-    module = Outputs(built.module, options.outputs, built.spec.input.shape).eval()
+    module = Outputs(built.module, options.outputs, built.spec.input.tensors).eval()
     return replace(built, module=module, spec=replace(built.spec, outputs=options.outputs))
 
 
@@ -374,8 +374,8 @@ def build_zoo(name: str, options: BuildOptions) -> Built:
     channels, *frames, height, width = entry.shape(arguments)
     about = replace(options, in_chans=channels, image_size=options.image_size or (height, width))
     about = replace(about, frames=frames[0] if frames else None)
-    spec_input = apply_overrides(InputSpec(), about)
-    module = construct(entry, arguments, spec_input.shape)
+    spec_input = replace(apply_overrides(InputSpec(), about), packing=entry.packing(arguments))
+    module = construct(entry, arguments, spec_input)
     origin = WeightsSource("random", seed=options.seed)
     built = finish_foreign(zoo.PREFIX + entry.name, module, spec_input, origin, options, None)
     notes = list(built.notes)
@@ -467,6 +467,7 @@ def finish_foreign(
     import torch
 
     from vitdeploy.models.checkpoint_file import digest, read_checkpoint
+    from vitdeploy.models.inputs import zeros
     from vitdeploy.models.weights import load_into
 
     module = module.to("cpu").float().eval()
@@ -484,7 +485,7 @@ def finish_foreign(
         notes.append(f"as {name} made them")
     try:
         with torch.no_grad():
-            out = module(torch.zeros(1, *spec.shape))
+            out = module(*zeros(spec.tensors))
     except Exception as error:
         raise UsageError(f"{name} cannot run on an input of shape {spec.shape}: {one_line(error)}.") from error
     if not isinstance(out, torch.Tensor) or out.ndim < 2:

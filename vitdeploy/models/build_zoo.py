@@ -17,6 +17,8 @@ from vitdeploy.models import zoo
 if TYPE_CHECKING:
     from torch import nn
 
+    from vitdeploy.spec import InputSpec
+
 LARGEST = 1 << 14  # of a number: beyond it building would not end, or not fit
 NO_NUMBER = {"num_classes", "num_registers", "padding", "pooling_padding"}  # whole numbers that may be 0
 
@@ -133,11 +135,11 @@ ERRORS = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, R
 NEAR = 4  # how far from a number that does not work others are tried
 
 
-def construct(entry: zoo.Entry, arguments: Mapping[str, Any], shape: Sequence[int]) -> nn.Module:
+def construct(entry: zoo.Entry, arguments: Mapping[str, Any], takes: InputSpec) -> nn.Module:
     """The module, with parameters as its own constructor draws them.
 
     Args:
-        shape: of one input.
+        takes: what it will be given.
 
     Raises:
         UsageError: arguments that contradict each other or the input, or a model that memory cannot hold.
@@ -148,29 +150,31 @@ def construct(entry: zoo.Entry, arguments: Mapping[str, Any], shape: Sequence[in
     asked = " and ".join(f"{key} = {value}" for key, value in changed.items())
     name = f"{zoo.PREFIX}{entry.name}{f' with {asked}' if asked else ''}"
     try:
-        weights = sketch(entry, arguments, shape)
+        weights = sketch(entry, arguments, takes)
     except ERRORS as error:
-        near = nearest(entry, arguments, shape, *changed) if len(changed) == 1 else None
+        near = nearest(entry, arguments, takes, *changed) if len(changed) == 1 else None
         fix = None if near is None else f"{asked.split(' = ')[0]} {near} would do."
-        raise UsageError(f"{name} does not work: {clash(arguments, shape, error)}.", fix=fix) from None
+        raise UsageError(f"{name} does not work: {clash(arguments, takes.shape, error)}.", fix=fix) from None
     there = memory_bytes()
     if there is not None and weights > there:
         raise UsageError(f"{name} has weights of {weights / 1e9:.0f} GB; memory is {there / 1e9:.0f} GB.")
     return constructor(entry)(**arguments)
 
 
-def sketch(entry: zoo.Entry, arguments: Mapping[str, Any], shape: Sequence[int]) -> int:
+def sketch(entry: zoo.Entry, arguments: Mapping[str, Any], takes: InputSpec) -> int:
     """Build and run it on tensors without values; bytes of its weights. Raises whatever the model does."""
     import torch
+
+    from vitdeploy.models.inputs import zeros
 
     with torch.device("meta"), torch.no_grad():
         module = constructor(entry)(**arguments).eval()
         with contextlib.suppress(NotImplementedError):  # by meta tensors, where values are wanted
-            module(torch.empty(1, *shape))
+            module(*zeros(takes.tensors))
     return sum(t.nbytes for t in module.parameters())
 
 
-def nearest(entry: zoo.Entry, arguments: Mapping[str, Any], shape: Sequence[int], key: str) -> int | None:
+def nearest(entry: zoo.Entry, arguments: Mapping[str, Any], takes: InputSpec, key: str) -> int | None:
     """The nearest whole number that works instead of the argument's, or None where none does nearby."""
     value = arguments[key]
     if not isinstance(value, int) or isinstance(value, bool):
@@ -178,7 +182,7 @@ def nearest(entry: zoo.Entry, arguments: Mapping[str, Any], shape: Sequence[int]
     for near in (value + sign * distance for distance in range(1, NEAR + 1) for sign in (1, -1)):
         with contextlib.suppress(*ERRORS, UsageError):
             check_argument(entry, key, near, parameters(entry))
-            sketch(entry, {**arguments, key: near}, shape)
+            sketch(entry, {**arguments, key: near}, takes)
             return near
     return None
 

@@ -25,13 +25,11 @@ class Packed(NamedTuple):
         positions: (B, n, 2), row and column of each patch in its image.
         image_ids: (B, n), the number of a patch's image in its sequence, -1 where there is none. They are the attention
             mask: patches attend to those with the same number.
-        slots: (m,), 0 to m - 1: the numbers to give logits for, m at least the images of any sequence.
     """
 
     patches: Tensor
     positions: Tensor
     image_ids: Tensor
-    slots: Tensor
 
 
 def group_images_by_max_seq_len(
@@ -87,11 +85,11 @@ def pack(
     slots: int | None = None,
     dropped: Dropped | None = None,
 ) -> Packed:
-    """Groups of images, or a single group, to the tensors of `NaViT.forward_packed`.
+    """Groups of images, or a single group, to the tensors of `NaViT.forward_packed`: a sequence for each group.
 
     Args:
-        length, slots: patches and images of a sequence, so that shapes are the same for any images; None for the most
-            that there are.
+        length: patches of a sequence, so that shapes are the same for any images; None for the most that there are.
+        slots: images that a sequence may have; None for any number.
         dropped: share of an image's patches to leave out, by its height and width.
 
     Raises:
@@ -116,7 +114,6 @@ def pack(
         F.pad(patches, (0, 0, 0, more)),
         F.pad(positions, (0, 0, 0, more)),
         F.pad(image_ids, (0, more), value=-1),
-        torch.arange(slots or most, device=patches.device),
     )
 
 
@@ -246,7 +243,8 @@ class NaViT(Variant):
             )
         groups: Any = [batched_images] if isinstance(batched_images[0], Tensor) else batched_images
         self.check([image for group in groups for image in group])
-        logits = self.forward_packed(*pack(groups, self.patch_size, dropped=self.dropped))
+        slots = torch.arange(max(map(len, groups)), device=self.device)
+        logits = self.forward_packed(*pack(groups, self.patch_size, dropped=self.dropped), slots)
         return torch.cat([found[: len(group)] for found, group in zip(logits, groups, strict=True)])
 
     def check(self, images: Sequence[Tensor] | Tensor) -> None:
@@ -268,7 +266,10 @@ class NaViT(Variant):
         return self.mlp_head(self.to_latent(pooled))[:, 0]
 
     def forward_packed(self, patches: Tensor, positions: Tensor, image_ids: Tensor, slots: Tensor) -> Tensor:
-        """Logits (B, m, num_classes) for each slot; those of slots without an image mean nothing."""
+        """Logits (B, m, num_classes) of the images with the numbers `slots` (m,), in sequences that `pack` made.
+
+        Those of numbers that a sequence does not have mean nothing.
+        """
         same = image_ids[:, None, :, None] == image_ids[:, None, None, :]
         asked = slots[:, None] == image_ids[:, None, None, :]
         x = self.transformer(self.embed(patches, positions), mask_bias(same, patches.dtype))
@@ -285,15 +286,29 @@ class NaViT(Variant):
         return self.attn_pool(queries, x, bias) + queries
 
 
-class PackedNaViT(nn.Module):
-    """`forward_packed` of a NaViT as a module, which exporters can trace.
+class PackedNaViT(NaViT):
+    """NaViT whose forward takes what `pack` makes of images, which a graph can take: only the batch is free.
 
-    With `length` and `slots` given to `pack` only the batch is free, and the graph computes no shapes.
+    Logits are (B, slots, num_classes), those of an image at its number in its sequence; zeros where there is no image.
+    Keys of the state dict are NaViT's.
+
+    Args:
+        length: patches of a sequence.
+        slots: images that a sequence may have.
+
+    Raises:
+        ValueError: as NaViT, or a length that does not hold an image of `image_size`.
     """
 
-    def __init__(self, vit: NaViT) -> None:
-        super().__init__()
-        self.vit = vit
+    numbers: Tensor
 
-    def forward(self, patches: Tensor, positions: Tensor, image_ids: Tensor, slots: Tensor) -> Tensor:
-        return self.vit.forward_packed(patches, positions, image_ids, slots)
+    def __init__(self, *, length: int = 256, slots: int = 8, **vit: Any) -> None:
+        super().__init__(**vit)
+        patches = self.grid[0] * self.grid[1]
+        if length < patches:
+            raise ValueError(f"length ({length}) must be at least {patches}, the patches of an image of image_size")
+        self.register_buffer("numbers", torch.arange(slots), persistent=False)
+
+    def forward(self, patches: Tensor, positions: Tensor, image_ids: Tensor) -> Tensor:  # type: ignore[override]
+        there = (self.numbers[:, None] == image_ids[:, None]).to(patches.dtype).amax(dim=-1, keepdim=True)
+        return self.forward_packed(patches, positions, image_ids, self.numbers) * there

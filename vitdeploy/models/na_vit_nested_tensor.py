@@ -79,6 +79,13 @@ class NaViT(na_vit.NaViT):
         return self.attn_pool(queries, x, bias)
 
 
+class PackedNaViT(na_vit.PackedNaViT, NaViT):  # type: ignore[misc]
+    """na_vit.PackedNaViT of this NaViT."""
+
+    def __init__(self, *, qk_rmsnorm: bool = True, **vit: Any) -> None:
+        super().__init__(qk_rmsnorm=qk_rmsnorm, **vit)
+
+
 def nested(parts: Sequence[Tensor]) -> Tensor:
     """Jagged, and with gradients to its parts."""
     return torch.nested.as_nested_tensor(list(parts), layout=torch.jagged)

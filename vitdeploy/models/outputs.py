@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from vitdeploy.errors import UnsupportedModel
+from vitdeploy.models.inputs import zeros
 from vitdeploy.models.layers import attention_recorded
-from vitdeploy.spec import OUTPUTS
+from vitdeploy.spec import OUTPUTS, TensorSpec
 
 LOGITS, EMBEDDINGS, ATTENTION = OUTPUTS
 
@@ -24,30 +25,29 @@ class Outputs(nn.Module):
     Args:
         vit: a model in eval mode that returns one tensor; attention is known of this package's models alone.
         wanted: of 'logits', 'embeddings' and 'attention'.
-        shape: of an input, without the batch, for a run that tells what there is.
+        inputs: what it is given, for a run that tells what there is.
 
     Raises:
         UnsupportedModel: the model has no such classifier, or no attention is seen.
     """
 
-    def __init__(self, vit: nn.Module, wanted: Sequence[str], shape: Sequence[int]) -> None:
+    def __init__(self, vit: nn.Module, wanted: Sequence[str], inputs: Sequence[TensorSpec]) -> None:
         super().__init__()
         self.vit = vit
         self.wanted = tuple(wanted)
         self.classifier: list[nn.Module] = []  # in a list, so that it is not registered a second time
-        parameter = next(vit.parameters(), torch.zeros(()))
-        image = torch.zeros(1, *shape, dtype=parameter.dtype, device=parameter.device)
+        example = zeros(inputs)
         with torch.no_grad():
-            self.classifier = [last_linear(vit, image)] if EMBEDDINGS in wanted else []
-            self.output_names = list(self.named(image))
+            self.classifier = [last_linear(vit, example)] if EMBEDDINGS in wanted else []
+            self.output_names = list(self.named(*example))
 
-    def named(self, image: Tensor) -> dict[str, Tensor]:
+    def named(self, *inputs: Tensor) -> dict[str, Tensor]:
         """The outputs by their names."""
         read: list[Tensor] = []
         hooks = [layer.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0])) for layer in self.classifier]
         try:
             with attention_recorded() as maps:
-                found = {LOGITS: self.vit(image)}
+                found = {LOGITS: self.vit(*inputs)}
         finally:
             for hook in hooks:
                 hook.remove()
@@ -61,17 +61,17 @@ class Outputs(nn.Module):
             found |= parts or {f"{ATTENTION}_{layer}": one for layer, one in enumerate(maps)}
         return found
 
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.named(image).values())
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.named(*inputs).values())
 
 
-def last_linear(vit: nn.Module, image: Tensor) -> nn.Module:
+def last_linear(vit: nn.Module, inputs: Sequence[Tensor]) -> nn.Module:
     """The Linear as wide as the logits that runs last. Raises UnsupportedModel where there is none."""
     ran: list[nn.Linear] = []
     linears = [layer for layer in vit.modules() if isinstance(layer, nn.Linear)]
     hooks = [layer.register_forward_hook(lambda layer, *_: ran.append(layer)) for layer in linears]
     try:
-        width = vit(image).shape[-1]
+        width = vit(*inputs).shape[-1]
     finally:
         for hook in hooks:
             hook.remove()

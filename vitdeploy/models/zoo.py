@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from vitdeploy.errors import UsageError
+from vitdeploy.spec import Packing
 
 PREFIX = "zoo:"
 SIZES = ("image_size", "img_size")  # what architectures call the image's side
@@ -72,6 +73,11 @@ class Entry:
         channels = next((arguments[key] for key in CHANNELS if isinstance(arguments.get(key), int)), 3)
         return channels, *(arguments[key] for key in FRAMES if key in arguments), height, width
 
+    def packing(self, arguments: Mapping[str, Any]) -> Packing | None:
+        """How images come as sequences, where they do."""
+        wanted = ("patch_size", "length", "slots")
+        return Packing(*(arguments[key] for key in wanted)) if arguments.keys() >= set(wanted) else None
+
 
 def _entry(target: str, paper: str, base: Arguments, *, name: str = "", side: int = 224, **more: Any) -> Entry:
     """An entry by the name of its module, built with `base` and what is more."""
@@ -85,8 +91,12 @@ def _entries() -> Iterator[Entry]:
     deit = "Touvron et al., DeiT, 2012.12877"
     yield _entry("distill:DistillableViT", deit, COARSE, heads=8)
     yield _entry("distill:DistillableT2TViT", deit, T2T, name="distill_t2t")
-    yield _entry("na_vit:NaViT", "Dehghani et al., NaViT, 2307.06304", COARSE)
-    yield _entry("na_vit_nested_tensor:NaViT", "Dehghani et al., NaViT with nested tensors, 2307.06304", COARSE)
+    packed = {**COARSE, "length": 256, "slots": 8}
+    for module, paper in (("na_vit", "NaViT"), ("na_vit_nested_tensor", "NaViT with nested tensors")):
+        yield _entry(f"{module}:NaViT", f"Dehghani et al., {paper}, 2307.06304", COARSE)
+        yield _entry(
+            f"{module}:PackedNaViT", f"Dehghani et al., {paper}, packed, 2307.06304", packed, name=f"{module}_packed"
+        )
     yield _entry("deepvit:DeepViT", "Zhou et al., DeepViT, 2103.11886", COARSE)
     yield _entry("cait:CaiT", "Touvron et al., Going deeper, 2103.17239", COARSE, depth=12, cls_depth=2)
     yield _entry("t2t:T2TViT", "Yuan et al., Tokens-to-Token ViT, 2101.11986", T2T)

@@ -273,23 +273,28 @@ def ask(job: Job, listener: Listener) -> Answers:
 def answer(job: Job, progress: Callable[[int, int], None]) -> Answers:
     """Open the model and run it on every image. Made to run in a child process (backends.isolate)."""
     from vitdeploy.backends import registry
+    from vitdeploy.data.packed import item_type
+    from vitdeploy.verify.collect import run_batch
 
     with registry.get(job.backend).open(job.model, job.request.run) as session:
-        if len(session.inputs) != 1:
-            raise UsageError(f"{job.path} has {len(session.inputs)} inputs; vitdeploy models have one.")
-        entry, name = session.inputs[0], session.outputs[0].name
+        name = session.outputs[0].name
         size = batch_size(session, job)
 
         def run(images: np.ndarray) -> np.ndarray:
-            return session.run({entry.name: images.astype(entry.dtype, copy=False)})[name]
+            return of_the_image(run_batch(session, images)[name], job.spec)
 
         # Also warms up: what a runtime prepares in its first run is no part of its speed.
-        shape = run(np.zeros((size, *job.spec.input.shape), np.float32)).shape
+        shape = run(np.zeros(size, item_type(job.spec.input))).shape
         if len(shape) != 2 or shape[0] != size:
             raise UsageError(f"{job.path} gives an output of shape {list(shape)}, not logits (batch, classes).")
         if job.classes not in (None, shape[1]):
             raise other_classes(job.path, shape[1], job.classes)
         return stream(run, images_of(job, shape[1]), size, shape[1], progress)
+
+
+def of_the_image(logits: np.ndarray, spec: ModelSpec) -> np.ndarray:
+    """Logits (batch, classes) of the image that an item was made of: in a sequence it is the first."""
+    return logits[:, 0] if spec.input.packing is not None and logits.ndim == 3 else logits
 
 
 def batch_size(session: Session, job: Job) -> int:
@@ -376,7 +381,7 @@ def ask_eager(module: nn.Module, job: Job, answers: Answers, listener: Listener)
 
     def run(images: np.ndarray) -> np.ndarray:
         (out,) = eager_outputs(module, [Case(images, "the data")])
-        return out["logits"]
+        return of_the_image(out["logits"], job.spec)
 
     size = max(answers.batch, EAGER_BATCH)
     return stream(run, images_of(job, answers.classes), size, answers.classes, listener.progress)

@@ -141,18 +141,20 @@ def predict_images(
 
     from vitdeploy.backends import isolate
     from vitdeploy.data.images import decode, preprocess
+    from vitdeploy.data.packed import item
+    from vitdeploy.pipeline.evaluate import of_the_image
     from vitdeploy.verify.collect import collect
 
     file, artifact = model_file(path)
     spec = spec_of(path)
     backend = backend_of(artifact)
-    tensors = [preprocess(decode(image), spec.input)[None] for image in images]
+    tensors = [item(preprocess(decode(image), spec.input), spec.input)[None] for image in images]
     size = fixed_batch(artifact)
     batches = [np.repeat(tensor, size, axis=0) for tensor in tensors]
     outputs = isolate.call(collect, backend, file, options or RunOptions(), batches, census=False, what=backend).outputs
     results = []
     for image, out in zip(images, outputs, strict=True):
-        logits = next(iter(out.values()))[0].astype(np.float64)
+        logits = of_the_image(next(iter(out.values())), spec)[0].astype(np.float64)
         odds = np.exp(logits - logits.max())
         odds /= odds.sum()
         best = np.argsort(-odds, kind="stable")[:top]

@@ -109,7 +109,8 @@ class GraphSource(Source):
     ) -> Departure | None:
         """From a fresh export, or else from the traced program itself; an engine shows no tensors but its outputs."""
         from vitdeploy.backends import registry
-        from vitdeploy.export.trace import INPUT, trace
+        from vitdeploy.export.trace import trace
+        from vitdeploy.graph.feeds import feeds_of
         from vitdeploy.graph.load import load
         from vitdeploy.models.build import rebuild
         from vitdeploy.verify.bisect import bisect
@@ -120,11 +121,12 @@ class GraphSource(Source):
         candidate = load(file)
         bound = max(verification.bounds.rel_max or 0.0, 1e-4)
         fresh, _, _ = make_graph(replace(request, precision="fp32", io_precision="fp32"), built, None, [case])
-        found = bisect(fresh, candidate, {INPUT: case.image}, rel_bound=bound)
+        inputs = feeds_of(fresh, case.image)
+        found = bisect(fresh, candidate, inputs, rel_bound=bound)
         if found is not None:
             return found
-        program = trace(built.module, spec.input.shape, batch=request.batch, opset=request.opset or OPSET)
-        return bisect(program, candidate, {INPUT: case.image}, rel_bound=bound)
+        program = trace(built.module, spec.input, batch=request.batch, opset=request.opset or OPSET)
+        return bisect(program, candidate, inputs, rel_bound=bound)
 
 
 class ProgramSource(Source):
@@ -134,6 +136,8 @@ class ProgramSource(Source):
 
     def __init__(self, request: ExportRequest, built: Built, steps: Steps, cases: Sequence[Case]) -> None:
         self._request = request
+        if len(built.spec.input.tensors) > 1:
+            raise UnsupportedModel(f"{request.backend} compiles models of one input, and this takes packed images.")
         shape, samples = built.spec.input.shape, range_samples(request, cases)
         self.program: Program | None = Program(built.module, shape, request.batch, request.io_precision, samples)
         self.passes, self.applied = [], {"precision": request.precision}
@@ -187,7 +191,7 @@ def trace_and_optimise(request: ExportRequest, built: Built, steps: Steps) -> tu
     from vitdeploy.graph.ops import op_counts
 
     with steps.step("trace") as detail:
-        graph = trace(built.module, built.spec.input.shape, batch=request.batch, opset=request.opset or OPSET)
+        graph = trace(built.module, built.spec.input, batch=request.batch, opset=request.opset or OPSET)
         raw = graph.graph.num_nodes()
         detail += [f"ONNX opset {graph.graph.opset_imports['']}", f"{raw} nodes"]
     before = op_counts(graph)

@@ -83,15 +83,16 @@ class Query:
 def logits_of(query: Query, progress: Callable[[int, int], None]) -> tuple[np.ndarray, np.ndarray | None]:
     """The logits, float32 (N, classes), and the labels. Made to run in a child process (backends.isolate)."""
     from vitdeploy.backends import registry
+    from vitdeploy.verify.collect import run_batch
 
     images = query.images.open(query.spec)
     found, labels = [], []
     with registry.get(query.backend).open(query.model, query.run) as session:
-        entry, name = session.inputs[0], session.outputs[0].name
-        size = entry.shape[0] if isinstance(entry.shape[0], int) else query.batch
+        fixed, name = session.inputs[0].shape[0], session.outputs[0].name
+        size = fixed if isinstance(fixed, int) else query.batch
         for batch, truth in images.batches(size):
             whole = batch[np.arange(size) % len(batch)]  # the last batch starts over
-            found.append(session.run({entry.name: whole.astype(entry.dtype, copy=False)})[name][: len(batch)])
+            found.append(run_batch(session, whole)[name][: len(batch)])
             labels.append(truth)
             progress(len(images.kept), len(images))
     known = [truth for truth in labels if truth is not None]

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from vitdeploy import __version__
 from vitdeploy.artifact import REPOSITORY
 from vitdeploy.errors import UnsupportedModel, UsageError
-from vitdeploy.export.trace import INPUT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -147,11 +146,18 @@ def config(request: ExportRequest, spec: ModelSpec, file: str, outputs: Mapping[
     ]
     if spec.labels:
         results[0]["label_filename"] = LABELS
-    image = {"name": "INPUT__0" if server.numbered else INPUT, "data_type": kind, "dims": [*batch, *spec.input.shape]}
+    inputs = [
+        {
+            "name": f"INPUT__{i}" if server.numbered else tensor.name,
+            "data_type": kind if tensor.dtype == "float32" else Word(f"TYPE_{tensor.dtype.upper()}"),
+            "dims": [*batch, *tensor.shape[1:]],
+        }
+        for i, tensor in enumerate(spec.input.tensors)
+    ]
     message: dict[str, Any] = {"name": model_name(request), "backend": server.backend}
     if server.platform:
         message["platform"] = server.platform
-    message |= {"default_model_filename": file, "max_batch_size": most, "input": [image], "output": results}
+    message |= {"default_model_filename": file, "max_batch_size": most, "input": inputs, "output": results}
     message["instance_group"] = [instances(request)]
     if most:
         message["dynamic_batching"] = preferences(request)

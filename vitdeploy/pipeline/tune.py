@@ -124,6 +124,8 @@ def tune(request: TuneRequest, listener: Listener | None = None) -> Tuned:
 
         built = build(request.export.model, request.export.build)
         steps.listener.model(built)
+        if built.spec.input.packing is not None:
+            raise UsageError(f"tune judges by the classes of images, and {built.spec.name} takes several at a time.")
         shop = make_shop(request, built, folder, Plan(backends[0], "fp32"), steps)
         state = State.open(folder / "state.json", digest(request, shop, backends))
         if state.resumed:

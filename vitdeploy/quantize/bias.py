@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from vitdeploy.graph.edit import array, constant
+from vitdeploy.graph.feeds import feeds_of
 
 
 def mean_output(model: ir.Model, nodes: Sequence[ir.Node], mean: np.ndarray, axis: int) -> np.ndarray:
@@ -62,8 +63,7 @@ def correct_biases(
     axes = correctable(model)
     nodes = list(model.graph)
     last_use = {value.name: i for i, node in enumerate(nodes) for value in node.inputs if value is not None}
-    feed = model.graph.inputs[0].name or ""
-    alive: list[dict[str, np.ndarray]] = [{feed: batch} for batch in batches]
+    alive = [feeds_of(model, batch) for batch in batches]
     waiting: list[ir.Node] = []
     for i, node in enumerate(nodes):
         waiting.append(node)

@@ -16,6 +16,7 @@ import numpy as np
 
 from vitdeploy import cache
 from vitdeploy.errors import UsageError
+from vitdeploy.graph.feeds import feeds_of, finite
 from vitdeploy.graph.run import Probe
 from vitdeploy.quantize.observe import BINS, TensorStatistics
 
@@ -38,16 +39,15 @@ def calibrate(
     """Statistics of tensors over images.
 
     Args:
-        model: the fp32 graph, with one input.
+        model: the fp32 graph.
         axes: the tensors, each with the axis of its channels.
-        batches: float32 (N, C, H, W), prepared as for the model, one at a time in memory. N is free where the graph's
-            batch is dynamic, and otherwise a multiple of it.
+        batches: float32 (N, C, H, W), prepared as for the model, or of several inputs (see graph.feeds), one at a time
+            in memory. N is free where the graph's batch is dynamic, and otherwise a multiple of it.
 
     Raises:
         UsageError: no images, or NaN or Inf in one or in what the graph makes of it; the message names the tensor.
     """
     found = {name: TensorStatistics(axis) for name, axis in axes.items()}
-    feed = model.graph.inputs[0].name or ""
     shape = model.graph.inputs[0].shape
     fixed = shape[0] if shape is not None and isinstance(shape[0], int) else None
     done = 0
@@ -56,7 +56,7 @@ def calibrate(
             check_images(batch, done)
             step = fixed or len(batch)
             for start in range(0, len(batch), step):
-                for name, value in probe.run({feed: batch[start : start + step]}):
+                for name, value in probe.run(feeds_of(model, batch[start : start + step])):
                     if not found[name].update(value):
                         raise not_finite(name)
             done += len(batch)
@@ -69,7 +69,7 @@ def calibrate(
 
 def check_images(batch: np.ndarray, done: int) -> None:
     """Raise UsageError on NaN or Inf in these images, of which `done` came before."""
-    good = np.isfinite(batch).reshape(len(batch), -1).all(axis=1)
+    good = finite(batch)
     if not good.all():
         raise UsageError(f"Calibration image {done + int(np.argmin(good))} has NaN or Inf.")
 

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from vitdeploy.errors import UsageError, VerificationFailed
 from vitdeploy.graph.edit import constant, is_constant
+from vitdeploy.graph.feeds import feeds_of
 from vitdeploy.graph.run import Probe
 from vitdeploy.quantize.fp16_gauges import LARGEST, SAFE, Finding, Gauge, gauges_of, near, short
 from vitdeploy.quantize.fp16_types import READS_ANY, Slot, convertible, input_slot, is_float32
@@ -289,10 +290,11 @@ def _feeds(model: ir.Model, samples: Sequence[np.ndarray]) -> Iterator[dict[str,
         raise UsageError("fp16 needs sample inputs, to measure what each tensor holds.")
     batch = image.shape[0] if image.shape is not None and len(image.shape) else None
     for sample in samples:
-        if sample.dtype != np.float32 or sample.ndim == 0 or len(sample) == 0:
+        plain = sample.dtype == np.float32 or sample.dtype.names is not None
+        if not plain or sample.ndim == 0 or len(sample) == 0:
             raise UsageError(f"A sample is {sample.dtype} {sample.shape}: '{image.name}' takes float32 (N, C, H, W).")
         size = batch if isinstance(batch, int) else len(sample)
         if len(sample) % size:
             raise UsageError(f"A sample holds {len(sample)} images; this graph takes {size} at a time.")
         for start in range(0, len(sample), size):
-            yield {image.name or "": sample[start : start + size]}
+            yield feeds_of(model, sample[start : start + size])

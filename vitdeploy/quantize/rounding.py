@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from vitdeploy.graph.feeds import feeds_of
 from vitdeploy.graph.run import Probe
 from vitdeploy.quantize.int8 import QuantParams, Rounding, along
 from vitdeploy.quantize.rows import matrix, patches, positions, sizes, tensor, whole
@@ -67,13 +68,12 @@ def gather(
     """
     found = {target.name: Moments.zeros(*sizes(target)) for target in targets}
     names = list(dict.fromkeys(target.activations[0].name or "" for target in targets))
-    feed = model.graph.inputs[0].name or ""
     images = sum(map(len, batches))
     rng = np.random.Generator(np.random.PCG64(0))
     with Probe(model, names, threads=threads) as probe:
         for batch in whole(model, batches):
             share = len(batch) / images
-            for name, value in probe.run({feed: batch}):
+            for name, value in probe.run(feeds_of(model, batch)):
                 quantised = params[name].apply(value)
                 for target in targets:
                     if target.activations[0].name == name:

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from vitdeploy.graph.edit import integer, ints
+from vitdeploy.graph.feeds import feeds_of
 from vitdeploy.graph.run import Probe
 from vitdeploy.quantize.calibrate import not_finite
 from vitdeploy.quantize.targets import Target
@@ -58,11 +59,10 @@ def sample(model: ir.Model, targets: Sequence[Target], batches: Sequence[np.ndar
     counts: dict[str, int] = {}
     rng = np.random.Generator(np.random.PCG64(0))
     names = list(dict.fromkeys(str(reading[0]) for reading in kinds))
-    feed = model.graph.inputs[0].name or ""
     with Probe(model, names, threads=threads) as probe:
         for batch in whole(model, batches):
             wanted = -(-ROWS * len(batch) // images)
-            for name, value in probe.run({feed: batch}):
+            for name, value in probe.run(feeds_of(model, batch)):
                 if not np.isfinite(value).all():
                     raise not_finite(name)
                 sums[name] = sums.get(name, 0) + value.sum(axis=0, keepdims=True, dtype=np.float64)

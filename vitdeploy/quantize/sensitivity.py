@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from vitdeploy.graph.edit import constant
+from vitdeploy.graph.feeds import feeds_of
 from vitdeploy.graph.run import Probe
 from vitdeploy.quantize.clip import Range
 from vitdeploy.quantize.int8 import (
@@ -93,9 +94,8 @@ def sensitivities(
 
 
 def _outputs(model: ir.Model, images: Sequence[np.ndarray], threads: int) -> list[np.ndarray]:
-    feed, out = model.graph.inputs[0].name or "", model.graph.outputs[0].name or ""
-    with Probe(model, [out], threads=threads) as probe:
-        return [value for batch in images for _, value in probe.run({feed: batch})]
+    with Probe(model, [model.graph.outputs[0].name or ""], threads=threads) as probe:
+        return [value for batch in images for _, value in probe.run(feeds_of(model, batch))]
 
 
 def _relative(got: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> float:
@@ -109,10 +109,9 @@ def _input_sqnr(
 ) -> dict[str, float | None]:
     """Of each quantised activation, in dB."""
     signal, noise = dict.fromkeys(params, 0.0), dict.fromkeys(params, 0.0)
-    feed = model.graph.inputs[0].name or ""
     with Probe(model, list(params), threads=threads) as probe:
         for batch in images:
-            for name, value in probe.run({feed: batch}):
+            for name, value in probe.run(feeds_of(model, batch)):
                 signal[name] += float(np.square(value, dtype=np.float64).sum())
                 noise[name] += float(np.square(params[name].apply(value) - value, dtype=np.float64).sum())
     return {name: _decibel(signal[name], noise[name]) for name in params}

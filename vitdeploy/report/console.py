@@ -11,6 +11,7 @@ from vitdeploy.artifact import REPOSITORY
 from vitdeploy.exits import stop_if_asked
 from vitdeploy.pipeline import Listener
 from vitdeploy.report.tables import amount, mb, print_latency
+from vitdeploy.spec import IMAGE
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -51,8 +52,7 @@ class ConsoleListener(Listener):
     def model(self, built: Built) -> None:
         spec = built.spec
         size = f"{amount(built.parameters)} parameters"
-        what = "image" if spec.input.frames is None else "video"
-        self.say(f"{spec.full_name:<{LABEL}} {size}   {what} {spec.input}")
+        self.say(f"{spec.full_name:<{LABEL}} {size}   {spec.input.kind} {spec.input}")
         for i, note in enumerate(built.notes):
             self.say(f"{'weights' if i == 0 else '':<{LABEL}} {note}")
         self.say()
@@ -109,7 +109,7 @@ def print_artifact(artifact: Artifact) -> None:
         print(f"next   vitdeploy inspect {folder}")
         print(f"       vitdeploy verify {folder}   and   vitdeploy bench {folder}   on the machine that it is for")
         return
-    if manifest.model.input.frames is None:
+    if manifest.model.input.kind == IMAGE:
         print(f"next   vitdeploy predict {folder} photo.jpg")
         print(f"       vitdeploy bench {folder} --threads 2")
     else:

@@ -15,7 +15,11 @@ def report(manifest: Manifest) -> str:
     passed = (manifest.verification or {}).get("passed")
     verdict = {True: "verified", False: "**FAILED verification**", None: "not verified"}[passed]
     lines = [f"# {model.full_name}, {request.get('precision', 'fp32')}: {verdict}", ""]
-    lines += [f"- image: {model.input}", f"- classes: {model.num_classes}", f"- weights: {weights_line(manifest)}"]
+    lines += [
+        f"- {model.input.kind}: {model.input}",
+        f"- classes: {model.num_classes}",
+        f"- weights: {weights_line(manifest)}",
+    ]
     lines += graph_lines(manifest.graph)
     if request.get("layout") == "triton":
         lines.append(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.errors import VitdeployError
+from vitdeploy.spec import InputSpec
 
 if TYPE_CHECKING:
     from vitdeploy.backends.base import Backend
@@ -71,11 +72,12 @@ def zoo_facts(name: str) -> dict[str, Any]:
     from vitdeploy.models import build_zoo, zoo
 
     entry = zoo.find(name)
+    takes = InputSpec(entry.shape(entry.arguments), packing=entry.packing(entry.arguments))
     return {
         "name": zoo.PREFIX + entry.name,
         "paper": entry.paper,
         "class": f"vitdeploy.models.{entry.target.replace(':', '.')}",
-        "input": "x".join(map(str, entry.shape(entry.arguments))),
+        "input": ", ".join(map(str, takes.tensors)),
         "weights": "none published; a state dict of vit-pytorch's class loads with --weights FILE",
         "arguments": build_zoo.defaults(entry),
     }

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitdeploy.backends.base import Census, RunOptions
+from vitdeploy.backends.base import Census, RunOptions, Session
 from vitdeploy.data.synthetic import synthetic_images
 from vitdeploy.errors import UsageError, VerificationFailed
-from vitdeploy.spec import InputSpec
+from vitdeploy.graph.feeds import feeds
+from vitdeploy.spec import IMAGE, InputSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +24,7 @@ MOST_REAL_IMAGES = 32
 
 @dataclass(frozen=True)
 class Case:
-    """One input batch, float32 (B, C, H, W), and where it came from."""
+    """One input batch, float32 (B, C, H, W) or packed (see data.packed), and where it came from."""
 
     image: np.ndarray
     source: str
@@ -73,8 +74,8 @@ def eager_outputs(module: nn.Module, cases: Sequence[Case], *, double: bool = Fa
     names = [str(name) for name in getattr(module, "output_names", ["logits"])]
     with torch.inference_mode():
         for case in cases:
-            image = torch.from_numpy(case.image)
-            out = module(image.double() if double else image)
+            inputs = [torch.from_numpy(array) for array in feeds(case.image, IMAGE).values()]
+            out = module(*(t.double() if double and t.is_floating_point() else t for t in inputs))
             named = isinstance(out, tuple) and len(out) == len(names)
             if not named and not isinstance(out, torch.Tensor):
                 raise UsageError(f"The model returns {type(out).__name__}, not one tensor.")
@@ -109,9 +110,12 @@ def collect(
     from vitdeploy.backends import registry
 
     with registry.get(backend).open(model, options) as session:
-        if len(session.inputs) != 1:
-            raise UsageError(f"{model} has {len(session.inputs)} inputs; vitdeploy models have one.")
-        spec = session.inputs[0]
-        feeds: list[Mapping[str, np.ndarray]] = [{spec.name: image.astype(spec.dtype)} for image in images]
-        outputs = [session.run(feed) for feed in feeds]
+        outputs = [run_batch(session, image) for image in images]
         return Collected(outputs, session.census() if census else None)
+
+
+def run_batch(session: Session, batch: np.ndarray) -> dict[str, np.ndarray]:
+    """Run on a batch as data.image_set makes them, in the types that the session takes. Raises as Session.run."""
+    types = {spec.name: spec.dtype for spec in session.inputs}
+    given = feeds(batch, session.inputs[0].name)
+    return session.run({name: array.astype(types.get(name), copy=False) for name, array in given.items()})

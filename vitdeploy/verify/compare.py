@@ -155,9 +155,10 @@ def _compare_output(
         tensors = [compare_tensors(want, got) for want, got in pairs]
         if not as_logits:
             return worst_of(tensors), None
+        flat = [(want.reshape(-1, want.shape[-1]), got.reshape(-1, got.shape[-1])) for want, got in pairs]
         counts = [
             compare_logits(want, got, allowed_error=bounds.rel_max * metrics.reference_max)
-            for (want, got), metrics in zip(pairs, tensors, strict=True)
+            for (want, got), metrics in zip(flat, tensors, strict=True)
         ]
         return worst_of(tensors), sum_of(counts)
     except UsageError as error:
