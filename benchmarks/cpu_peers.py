@@ -5,6 +5,7 @@ table gives medians and the median of the pairwise ratios (above 1: vitdeploy is
 
     pip install --no-deps timm torchvision
     python benchmarks/cpu_peers.py --out docs/cpu_peers.md
+    python benchmarks/cpu_peers.py --batches 1 --threads 1 --models cait_xxs24_224 xcit_nano_12_p16_224 ...
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from vitdeploy.bench.environment import environment
 from vitdeploy.bench.stats import ratio_of_interleaved
 from vitdeploy.bench.timer import measure_interleaved
 from vitdeploy.export.passes import optimise
-from vitdeploy.export.trace import trace
+from vitdeploy.export.trace import reason, trace
 from vitdeploy.graph.save import save
 from vitdeploy.models.build import BuildOptions, build
 
@@ -81,7 +82,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.models:
             for batch in arguments.batches:
-                peer, ours, image = export_pair(name, batch, Path(folder))
+                try:
+                    peer, ours, image = export_pair(name, batch, Path(folder))
+                except Exception as error:  # whatever stops the peer's export is told
+                    lines.append(f"| {name} | {batch} | | {reason(error)} | | | | |")
+                    print(lines[-1], flush=True)
+                    continue
                 for threads in arguments.threads:
                     sessions = [session(path, threads) for path in (peer, ours)]
                     outputs = [s.run(None, {"image": image})[0] for s in sessions]
