@@ -9,7 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitdeploy.models.blocks import Attention, FeedForward, ViTVariant, mask_bias, merge_heads, parts
+from vitdeploy.models.blocks import (
+    Attention,
+    Block,
+    FeedForward,
+    Transformer,
+    ViTVariant,
+    mask_bias,
+    merge_heads,
+    parts,
+)
 from vitdeploy.models.layers import record
 
 
@@ -64,17 +73,8 @@ class SamplingAttention(Attention):
         return self.to_out(merge_heads(attn @ v)), mask, choice
 
 
-class Transformer(nn.Module):
-    def __init__(
-        self, dim: int, max_tokens_per_depth: tuple[int, ...], heads: int, dim_head: int, mlp_dim: int, dropout: float
-    ) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(
-            nn.ModuleList([SamplingAttention(dim, heads, dim_head, dropout, most), FeedForward(dim, mlp_dim, dropout)])
-            for most in max_tokens_per_depth
-        )
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+class SamplingTransformer(Transformer):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """Tokens that are left, and the number (B, n) that each had at first; -1 where there is none."""
         mask = x[..., 0] == x[..., 0]  # all are there; without saying how many images there are
         ids = torch.arange(x.shape[1], dtype=x.dtype, device=x.device)[None, :, None] + 0 * x[..., :1]
@@ -97,20 +97,22 @@ class ViT(ViTVariant, without=("pool",)):
         ValueError: as ViTVariant, and numbers that are not of each layer, rise, or leave nothing.
     """
 
-    def __init__(self, *, max_tokens_per_depth: tuple[int, ...], **vit: Any) -> None:
-        self.most = tuple(max_tokens_per_depth)
-        super().__init__(**vit)
-
-    def make_transformer(
-        self, dim: int, depth: int, heads: int, dim_head: int, mlp_dim: int, dropout: float
-    ) -> nn.Module:
-        most = self.most
+    def __init__(self, *, depth: int, max_tokens_per_depth: tuple[int, ...], **vit: Any) -> None:
+        most = tuple(max_tokens_per_depth)
         if len(most) != depth or list(most) != sorted(most, reverse=True) or min(most, default=0) < 1:
             raise ValueError(f"max_tokens_per_depth {most} must be {depth} falling numbers, one a layer")
-        return Transformer(dim, most, heads, dim_head, mlp_dim, dropout)
+        self.most = iter(most)
+        super().__init__(depth=depth, **vit)
+
+    def make_block(self, dim: int, heads: int, dim_head: int, mlp_dim: int, dropout: float) -> Block:
+        attention = SamplingAttention(dim, heads, dim_head, dropout, next(self.most))
+        return attention, FeedForward(dim, mlp_dim, dropout)
+
+    def make_transformer(self, dim: int, blocks: list[Block]) -> nn.Module:
+        return SamplingTransformer(dim, blocks, norm=False)
 
     def forward(self, img: Tensor, return_sampled_token_ids: bool = False) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]
         """Logits; where asked for, also the patches (B, n) that the last layer kept, -1 where there is none."""
         x, ids = self.transformer(self.embed(img))
-        logits = self.mlp_head(x[:, 0])
+        logits = self.classify(x)
         return (logits, (ids[:, 1:] - 1).clamp(min=-1)) if return_sampled_token_ids else logits

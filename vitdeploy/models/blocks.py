@@ -6,7 +6,9 @@ A file of an architecture imports from here what it has in common with ViT, and 
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from vitdeploy.models.layers import attend
 
 Size = int | tuple[int, int]  # of a square's side, or (height, width)
+Block = tuple[nn.Module, ...]  # the parts of a layer, mostly attention and MLP
 
 
 def pair(value: Any) -> tuple[Any, Any]:
@@ -34,11 +37,10 @@ def quotient(name: str, size: int, by_name: str, by: int) -> int:
     return size // by
 
 
-def grid(image_size: Any, patch_size: Any) -> tuple[int, int]:
+def grid(image_size: Any, patch_size: Any, by_name: str = "patch_size") -> tuple[int, int]:
     """Patches down and across. Raises ValueError where patches do not fill the image."""
-    sizes = zip(pair(image_size), pair(patch_size), strict=True)
-    rows, columns = (quotient("image_size", size, "patch_size", patch) for size, patch in sizes)
-    return rows, columns
+    (height, width), (high, wide) = pair(image_size), pair(patch_size)
+    return quotient("image_size", height, by_name, high), quotient("image_size", width, by_name, wide)
 
 
 def patch_embedding(
@@ -50,9 +52,8 @@ def patch_embedding(
     patch_dim = channels * height * width
     tokens = "(h w)" if flat else "h w"
     pixels = Rearrange(f"b c (h p1) (w p2) -> b {tokens} (p1 p2 c)", p1=height, p2=width)
-    if not norms:
-        return nn.Sequential(pixels, nn.Linear(patch_dim, dim))
-    return nn.Sequential(pixels, nn.LayerNorm(patch_dim), nn.Linear(patch_dim, dim), nn.LayerNorm(dim))
+    linear = nn.Linear(patch_dim, dim)
+    return nn.Sequential(pixels, *([nn.LayerNorm(patch_dim), linear, nn.LayerNorm(dim)] if norms else [linear]))
 
 
 def sincos(sizes: Sequence[int], dim: int, temperature: float = 10000.0) -> Tensor:
@@ -77,7 +78,7 @@ def prepend(tokens: Tensor, x: Tensor) -> Tensor:
     Both are padded with zeros and added, so that nothing is expanded to the batch, whose size a graph need not know.
     """
     count, length = tokens.shape[-2], x.shape[-2]
-    return F.pad(x, (0, 0, count, 0)) + F.pad(tokens, (0, 0, 0, length))
+    return F.pad(x, (0, 0, count, 0)) + F.pad(tokens, (0, 0, 0, length)) if count else x
 
 
 def append(x: Tensor, tokens: Tensor) -> Tensor:
@@ -149,22 +150,27 @@ class Residual(nn.Module):
         return x + self.fn(x, **kwargs)
 
 
-class FeedForward(nn.Module):
+class Named(nn.Sequential):
+    """Modules in a row, by their names among the keys."""
+
+    def __init__(self, **modules: nn.Module) -> None:
+        super().__init__(OrderedDict(modules))
+
+
+class FeedForward(Named):
     """Norm, Linear, GELU, Linear over (B, n, dim).
 
     Args:
         dropout: after GELU and at the end; None leaves both layers out, and with them their numbers among the keys.
+        act: instead of GELU.
     """
 
-    def __init__(self, dim: int, hidden_dim: int, dropout: float | None = 0.0) -> None:
-        super().__init__()
-        drop = [] if dropout is None else [nn.Dropout(dropout)]
-        self.net = nn.Sequential(
-            nn.LayerNorm(dim), nn.Linear(dim, hidden_dim), nn.GELU(), *drop, nn.Linear(hidden_dim, dim), *drop
-        )
+    net: nn.Sequential
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+    def __init__(self, dim: int, hidden_dim: int, dropout: float | None = 0.0, act: type[nn.Module] = nn.GELU) -> None:
+        drop = [] if dropout is None else [nn.Dropout(dropout)]
+        inner = [nn.Linear(dim, hidden_dim), act(), *drop, nn.Linear(hidden_dim, dim), *drop]
+        super().__init__(net=nn.Sequential(nn.LayerNorm(dim), *inner))
 
 
 class Attention(nn.Module):
@@ -203,10 +209,12 @@ class Attention(nn.Module):
             project_out = not (heads == 1 and dim_head == dim)
         self.to_out = out_projection(inner, dim, dropout) if project_out else nn.Identity()
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Tokens (B, n, dim) attend to those of `context` (B, m, dim), which is not normed, or else to themselves."""
-        q, k, v = self.qkv(self.norm(x), context)
-        return self.to_out(merge_heads(self.mix(q, k, v)))
+    def forward(self, x: Tensor, context: Tensor | None = None, **given: Any) -> Tensor:
+        """Tokens (B, n, dim) attend to those of `context` (B, m, dim), which is not normed, or else to themselves.
+
+        What else is given goes to `mix`.
+        """
+        return self.to_out(merge_heads(self.mix(*self.qkv(self.norm(x), context), **given)))
 
     def qkv(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, (B, heads, tokens, dim_head) each."""
@@ -229,40 +237,50 @@ def out_projection(inner: int, dim: int, dropout: float | None = 0.0) -> nn.Modu
 
 
 class Transformer(nn.Module):
-    """x + attn(x), then x + ff(x), for each of `blocks`, a pair of modules that do their own norm.
+    """x + attn(x), then x + ff(x), for each of `blocks`, whose modules do their own norm.
 
     Args:
         norm: whether there is a LayerNorm at the end.
     """
 
-    def __init__(self, dim: int, blocks: Iterable[tuple[nn.Module, nn.Module]], *, norm: bool = True) -> None:
+    def __init__(self, dim: int, blocks: Iterable[Block], *, norm: bool = True) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim) if norm else nn.Identity()
         self.layers = nn.ModuleList(nn.ModuleList(block) for block in blocks)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, **given: Any) -> Tensor:
+        """What else is given goes to each attention."""
         for attn, ff in parts(self.layers):
-            x = x + attn(x)
+            x = x + attn(x, **given)
             x = x + ff(x)
         return self.norm(x)
 
 
-class MapFeedForward(nn.Module):
+def encoder(
+    dim: int,
+    depth: int,
+    heads: int,
+    dim_head: int,
+    mlp_dim: int,
+    dropout: float,
+    *,
+    norm: bool = True,
+    **attention: Any,
+) -> Transformer:
+    """A plain transformer; `attention` is what else its attentions take."""
+    attentions = [Attention(dim, heads, dim_head, dropout, **attention) for _ in range(depth)]
+    return Transformer(dim, [(attn, FeedForward(dim, mlp_dim, dropout)) for attn in attentions], norm=norm)
+
+
+class MapFeedForward(Named):
     """Norm, Linear, GELU, Linear at each pixel of (B, H, W, dim)."""
 
-    def __init__(self, dim: int, mult: int = 4, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.net = nn.Sequential(
-            ChannelNorm(dim),
-            PatchLinear(dim, dim * mult),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            PatchLinear(dim * mult, dim),
-            nn.Dropout(dropout),
-        )
+    net: nn.Sequential
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+    def __init__(self, dim: int, mult: int = 4, dropout: float = 0.0) -> None:
+        widen, narrow = PatchLinear(dim, dim * mult), PatchLinear(dim * mult, dim)
+        drop = nn.Dropout(dropout)
+        super().__init__(net=nn.Sequential(ChannelNorm(dim), widen, nn.GELU(), drop, narrow, drop))
 
 
 class MapAttention(nn.Module):
@@ -325,13 +343,27 @@ def attend_in_windows(
     return rearrange(out, f"b (y x) h (p q) d -> {layout}", y=rows, p=high, q=wide)
 
 
-class ClassTokenViT(nn.Module):
-    """Tokens with a class token in front and learned positions, a transformer, LayerNorm and Linear: what most variants
-    of ViT put round their own idea.
+class Embedder(nn.Module):
+    """What makes tokens, (B, count, dim) by `embed`, a class token in front of them, and learned positions."""
+
+    def __init__(self, embed: nn.Module, count: int, dim: int, dropout: float) -> None:
+        super().__init__()
+        self.to_patch_embedding = embed
+        self.pos_embedding = nn.Parameter(torch.randn(1, count + 1, dim))
+        self.cls_token = nn.Parameter(torch.randn(1, 1, dim))
+        self.dropout = nn.Dropout(dropout)
+
+    def embed(self, img: Tensor) -> Tensor:
+        """An input to tokens (B, 1 + n, dim) with their positions, the first of them where it is small."""
+        x = prepend(self.cls_token, self.to_patch_embedding(img))
+        return self.dropout(x + self.pos_embedding[..., : x.shape[1], :])
+
+
+class ClassTokenViT(Embedder):
+    """Embedder, a transformer, LayerNorm and Linear: what most variants of ViT put round their own idea.
 
     Args:
-        embed: input to tokens (B, count, dim).
-        pool: 'cls' or 'mean'.
+        pool: 'cls' (the class token is read at the end) or 'mean' (of all tokens, that one among them).
 
     Raises:
         ValueError: an unknown pool.
@@ -348,24 +380,20 @@ class ClassTokenViT(nn.Module):
         pool: str = "cls",
         emb_dropout: float = 0.0,
     ) -> None:
-        super().__init__()
-        self.to_patch_embedding = embed
-        self.pos_embedding = nn.Parameter(torch.randn(1, count + 1, dim))
-        self.cls_token = nn.Parameter(torch.randn(1, 1, dim))
-        self.dropout = nn.Dropout(emb_dropout)
+        super().__init__(embed, count, dim, emb_dropout)
         self.transformer = transformer
         self.pool = checked_pool(pool)
         self.to_latent = nn.Identity()
-        self.mlp_head = norm_head(dim, num_classes)
+        self.mlp_head: nn.Module | None = norm_head(dim, num_classes) if num_classes > 0 else None
 
-    def embed(self, img: Tensor) -> Tensor:
-        """An input to tokens (B, 1 + n, dim) with their positions."""
-        x = prepend(self.cls_token, self.to_patch_embedding(img))
-        return self.dropout(x + self.pos_embedding[:, : x.shape[1]])
+    def classify(self, x: Tensor) -> Tensor:
+        """What the transformer gives to logits; the same where there is no head."""
+        if self.mlp_head is None:
+            return x
+        return self.mlp_head(self.to_latent(x.mean(dim=1) if self.pool == "mean" else x[:, 0]))
 
     def forward(self, img: Tensor) -> Tensor:
-        x = self.transformer(self.embed(img))
-        return self.mlp_head(self.to_latent(x.mean(dim=1) if self.pool == "mean" else x[:, 0]))
+        return self.classify(self.transformer(self.embed(img)))
 
 
 class Variant(nn.Module):
@@ -387,7 +415,7 @@ class Variant(nn.Module):
 class ViTVariant(ClassTokenViT, Variant):
     """Images (B, channels, H, W) to logits (B, num_classes), with vit.ViT's arguments.
 
-    Variants override what they change of `make_embedding`, `make_transformer` and `make_block`, and take what is not
+    Variants override what they change of `make_embedding`, `make_block` and `make_transformer`, and take what is not
     their own as `**vit`.
 
     Raises:
@@ -412,25 +440,24 @@ class ViTVariant(ClassTokenViT, Variant):
         dropout: float = 0.0,
         emb_dropout: float = 0.0,
     ) -> None:
-        self.grid = grid(image_size, patch_size)
-        embed = self.make_embedding(dim, patch_size, channels)
-        transformer = self.make_transformer(dim, depth, heads, dim_head, mlp_dim, dropout)
-        count = self.grid[0] * self.grid[1]
-        super().__init__(embed, count, dim, transformer, num_classes, pool=pool, emb_dropout=emb_dropout)
+        self.grid: tuple[int, ...]
+        embed, self.grid = self.make_embedding(dim, image_size, patch_size, channels)
+        blocks = [self.make_block(dim, heads, dim_head, mlp_dim, dropout) for _ in range(depth)]
+        transformer = self.make_transformer(dim, blocks)
+        super().__init__(embed, prod(self.grid), dim, transformer, num_classes, pool=pool, emb_dropout=emb_dropout)
+        self.patch_size = pair(patch_size)
 
-    def make_embedding(self, dim: int, patch_size: Size, channels: int) -> nn.Module:
-        return patch_embedding(dim, patch_size, channels, norms=self.patch_norms)
+    def make_embedding(
+        self, dim: int, image_size: Size, patch_size: Size, channels: int
+    ) -> tuple[nn.Module, tuple[int, ...]]:
+        """What makes tokens, and how many along each axis."""
+        return patch_embedding(dim, patch_size, channels, norms=self.patch_norms), grid(image_size, patch_size)
 
-    def make_transformer(
-        self, dim: int, depth: int, heads: int, dim_head: int, mlp_dim: int, dropout: float
-    ) -> nn.Module:
-        blocks = (self.make_block(dim, heads, dim_head, mlp_dim, dropout) for _ in range(depth))
-        return Transformer(dim, blocks, norm=False)
-
-    def make_block(
-        self, dim: int, heads: int, dim_head: int, mlp_dim: int, dropout: float
-    ) -> tuple[nn.Module, nn.Module]:
+    def make_block(self, dim: int, heads: int, dim_head: int, mlp_dim: int, dropout: float) -> Block:
         return Attention(dim, heads, dim_head, dropout, project_out=None), FeedForward(dim, mlp_dim, dropout)
+
+    def make_transformer(self, dim: int, blocks: list[Block]) -> nn.Module:
+        return Transformer(dim, blocks, norm=False)
 
 
 def checked_pool(pool: str) -> str:
@@ -473,9 +500,8 @@ def unit(x: Tensor) -> Tensor:
 
 def video_grid(frames: int, frame_patch_size: int, image_size: Any, image_patch_size: Any) -> tuple[int, int, int]:
     """Patches along time, down and across. Raises ValueError where patches do not fill the video."""
-    sizes = zip(pair(image_size), pair(image_patch_size), strict=True)
-    rows, columns = (quotient("image_size", size, "image_patch_size", patch) for size, patch in sizes)
-    return quotient("frames", frames, "frame_patch_size", frame_patch_size), rows, columns
+    frames = quotient("frames", frames, "frame_patch_size", frame_patch_size)
+    return frames, *grid(image_size, image_patch_size, "image_patch_size")
 
 
 def video_embedding(
@@ -484,12 +510,9 @@ def video_embedding(
     """Videos (B, C, F, H, W) to tokens (B, f h w, dim), or with `tokens` 'f (h w)' to (B, f, h w, dim)."""
     height, width = pair(image_patch_size)
     patch_dim = channels * frame_patch_size * height * width
-    return nn.Sequential(
-        Rearrange(f"b c (f pf) (h p1) (w p2) -> b {tokens} (pf p1 p2 c)", pf=frame_patch_size, p1=height, p2=width),
-        nn.LayerNorm(patch_dim),
-        nn.Linear(patch_dim, dim),
-        nn.LayerNorm(dim),
-    )
+    sizes = {"pf": frame_patch_size, "p1": height, "p2": width}
+    pixels = Rearrange(f"b c (f pf) (h p1) (w p2) -> b {tokens} (pf p1 p2 c)", **sizes)
+    return nn.Sequential(pixels, nn.LayerNorm(patch_dim), nn.Linear(patch_dim, dim), nn.LayerNorm(dim))
 
 
 def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -500,7 +523,7 @@ def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
 class MaskedAttention(Attention):
     """Attention with a bias on the scores, which broadcasts to (..., heads, tokens, tokens)."""
 
-    def forward(self, x: Tensor, context: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None, bias: Tensor | None = None) -> Tensor:  # type: ignore[override]
         q, k, v = self.qkv(self.norm(x), context)
         return self.to_out(merge_heads(attend(q, k, v, self.scale, bias, self.drop if self.training else 0.0)))
 
@@ -508,11 +531,8 @@ class MaskedAttention(Attention):
 class MaskedTransformer(Transformer):
     """Transformer whose attentions take a bias."""
 
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        for attn, ff in parts(self.layers):
-            x = x + attn(x, bias=bias)
-            x = x + ff(x)
-        return self.norm(x)
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        return super().forward(x, bias=bias)
 
 
 def of_stages(name: str, value: Any, stages: int) -> tuple[Any, ...]:

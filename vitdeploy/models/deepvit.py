@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vitdeploy.models.blocks import Attention, FeedForward, ViTVariant
+from vitdeploy.models.blocks import Attention, Block, FeedForward, ViTVariant
 from vitdeploy.models.layers import record
 
 
@@ -28,7 +28,5 @@ class ReAttention(Attention):
 class DeepViT(ViTVariant):
     """Images (B, channels, H, W) to logits (B, num_classes); arguments and errors are ViTVariant's."""
 
-    def make_block(
-        self, dim: int, heads: int, dim_head: int, mlp_dim: int, dropout: float
-    ) -> tuple[nn.Module, nn.Module]:
+    def make_block(self, dim: int, heads: int, dim_head: int, mlp_dim: int, dropout: float) -> Block:
         return ReAttention(dim, heads, dim_head, dropout), FeedForward(dim, mlp_dim, dropout)

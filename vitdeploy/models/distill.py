@@ -19,9 +19,7 @@ class DistillMixin(nn.Module):
     model: type[nn.Module]
     embed: Any
     transformer: Any
-    to_latent: Any
-    mlp_head: Any
-    pool: Any
+    classify: Any
 
     def __init_subclass__(cls) -> None:
         cls.__signature__ = inspect.signature(cls.model, eval_str=True)  # type: ignore[attr-defined]
@@ -42,9 +40,7 @@ class DistillMixin(nn.Module):
         if distill_token is None:
             return super().forward(img)
         x = self.transformer(append(self.embed(img), distill_token))
-        x, token = x[:, :-1], x[:, -1]
-        pooled = x.mean(dim=1) if self.pool == "mean" else x[:, 0]
-        return self.mlp_head(self.to_latent(pooled)), token
+        return self.classify(x[:, :-1]), x[:, -1]
 
 
 class DistillableViT(DistillMixin, ViT):

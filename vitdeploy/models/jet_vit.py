@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from vitdeploy.models import max_vit
-from vitdeploy.models.blocks import Attention, FeedForward, Size, Transformer, grid, pair, patch_embedding, quotient
+from vitdeploy.models.blocks import Attention, Block, quotient
+from vitdeploy.models.vit import ViT
 
 KINDS = ("WA", "LA", "FA")  # within windows, linear, full
 
@@ -53,7 +54,7 @@ class LinearAttention(Attention):
 class WindowAttention(max_vit.WindowAttention):
     """Tokens (B, rows * columns, dim) attend within windows."""
 
-    def __init__(self, dim: int, dim_head: int, dropout: float, window_size: int, size: tuple[int, int]) -> None:
+    def __init__(self, dim: int, dim_head: int, dropout: float, window_size: int, size: tuple[int, ...]) -> None:
         super().__init__(dim, dim_head, dropout, window_size)
         self.window, (self.rows, self.columns) = window_size, size
 
@@ -77,10 +78,10 @@ class RandomLayerSelector(nn.Module):
         return self.options[random.choice(self.choices) if self.training else self.choices[0]](x)
 
 
-class JetViT(nn.Module):
+class JetViT(ViT, without=("pool",)):
     """Images (B, channels, H, W) to logits (B, num_classes); with num_classes=0 to tokens (B, n, dim).
 
-    vit-pytorch draws among a layer's attentions in eval too.
+    vit-pytorch draws among a layer's attentions in eval too. Arguments are vit.ViT's, and more:
 
     Args:
         attn_layers: of each layer 'WA', 'LA' or 'FA', or several of them; None is 'FA' for all.
@@ -94,45 +95,30 @@ class JetViT(nn.Module):
     def __init__(
         self,
         *,
-        image_size: Size,
-        patch_size: Size,
-        num_classes: int,
-        dim: int,
         depth: int,
-        heads: int,
-        mlp_dim: int,
-        channels: int = 3,
-        dim_head: int = 64,
-        dropout: float = 0.0,
-        emb_dropout: float = 0.0,
         window_size: int = 7,
         attn_layers: Sequence[str | tuple[str, ...]] | None = None,
+        **vit: Any,
     ) -> None:
-        super().__init__()
-        rows, columns = grid(image_size, patch_size)
         wanted = ["FA"] * depth if attn_layers is None else attn_layers
         if len(wanted) != depth:
             raise ValueError(f"attn_layers ({len(wanted)}) must be as many as depth ({depth})")
-        self.patch_size = pair(patch_size)
-        self.to_patch_embedding = patch_embedding(dim, patch_size, channels)
-        self.pos_embedding = nn.Parameter(torch.randn(rows * columns, dim))
-        self.dropout = nn.Dropout(emb_dropout)
+        self.window_size, self.kinds = window_size, iter(wanted)
+        super().__init__(depth=depth, pool="mean", **vit)
+        del self.cls_token
 
-        def attention(of_layer: str | tuple[str, ...]) -> nn.Module:
-            if "WA" in of_layer:
-                for count in (rows, columns):
-                    quotient("image_size / patch_size", count, "window_size", window_size)
-            made: tuple[nn.Module, ...] = (
-                WindowAttention(dim, dim_head, dropout, window_size, (rows, columns)),
-                LinearAttention(dim, heads, dim_head, dropout, rows),
-                Attention(dim, heads, dim_head, dropout, project_out=None),
-            )
-            return RandomLayerSelector(dict(zip(KINDS, made, strict=True)), of_layer)
+    def make_block(self, dim: int, heads: int, dim_head: int, mlp_dim: int, dropout: float) -> Block:
+        kinds = next(self.kinds)
+        if "WA" in kinds:
+            for count in self.grid:
+                quotient("image_size / patch_size", count, "window_size", self.window_size)
+        full, ff = super().make_block(dim, heads, dim_head, mlp_dim, dropout)
+        options = {
+            "WA": WindowAttention(dim, dim_head, dropout, self.window_size, self.grid),
+            "LA": LinearAttention(dim, heads, dim_head, dropout, self.grid[0]),
+            "FA": full,
+        }
+        return RandomLayerSelector(options, kinds), ff
 
-        self.transformer = Transformer(dim, ((attention(one), FeedForward(dim, mlp_dim, dropout)) for one in wanted))
-        self.to_latent = nn.Identity()
-        self.mlp_head = nn.Linear(dim, num_classes) if num_classes > 0 else None
-
-    def forward(self, img: Tensor) -> Tensor:
-        x = self.transformer(self.dropout(self.to_patch_embedding(img) + self.pos_embedding))
-        return x if self.mlp_head is None else self.mlp_head(self.to_latent(x.mean(dim=1)))
+    def embed(self, img: Tensor) -> Tensor:
+        return self.dropout(self.to_patch_embedding(img) + self.pos_embedding)

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from vitdeploy.models.blocks import (
     Attention,
+    Block,
     FeedForward,
+    Transformer,
     ViTVariant,
     append,
     mask_bias,
@@ -29,22 +31,17 @@ class MemoryAttention(Attention):
     def __init__(self, dim: int, heads: int, dim_head: int, dropout: float) -> None:
         super().__init__(dim, heads, dim_head, dropout, split_kv=True)
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, memories: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, memories: Tensor | None = None) -> Tensor:  # type: ignore[override]
         x = self.norm(x)
         q, k, v = self.qkv(x, x if memories is None else append(x, memories))
         bias = None if attn_mask is None else mask_bias(attn_mask, x.dtype)
         return self.to_out(merge_heads(attend(q, k, v, self.scale, bias, self.drop if self.training else 0.0)))
 
 
-class Transformer(nn.Module):
-    def __init__(self, dim: int, depth: int, heads: int, dim_head: int, mlp_dim: int, dropout: float) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(
-            nn.ModuleList([MemoryAttention(dim, heads, dim_head, dropout), FeedForward(dim, mlp_dim, dropout)])
-            for _ in range(depth)
-        )
-
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, memories: Tensor | None = None) -> Tensor:
+class MemoryTransformer(Transformer):
+    def forward(  # type: ignore[override]
+        self, x: Tensor, attn_mask: Tensor | None = None, memories: Tensor | None = None
+    ) -> Tensor:
         """Memories are (layers, m, dim)."""
         for index, (attn, ff) in enumerate(parts(self.layers)):
             x = x + attn(x, attn_mask, None if memories is None else memories[index])
@@ -60,10 +57,11 @@ class ViT(ViTVariant):
         super().__init__(**vit)
         self.pool = "cls"
 
-    def make_transformer(
-        self, dim: int, depth: int, heads: int, dim_head: int, mlp_dim: int, dropout: float
-    ) -> nn.Module:
-        return Transformer(dim, depth, heads, dim_head, mlp_dim, dropout)
+    def make_block(self, dim: int, heads: int, dim_head: int, mlp_dim: int, dropout: float) -> Block:
+        return MemoryAttention(dim, heads, dim_head, dropout), FeedForward(dim, mlp_dim, dropout)
+
+    def make_transformer(self, dim: int, blocks: list[Block]) -> nn.Module:
+        return MemoryTransformer(dim, blocks, norm=False)
 
     def img_to_tokens(self, img: Tensor) -> Tensor:
         """(B, 1 + n, dim), the class token first."""

@@ -7,19 +7,15 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vitdeploy.models.blocks import Attention, Residual, ViTVariant
+from vitdeploy.models.blocks import Attention, Block, Named, Residual, ViTVariant
 
 
-class DepthwiseConv(nn.Module):
+class DepthwiseConv(Named):
     """A convolution of each channel, then one across channels."""
 
     def __init__(self, dim: int, dim_out: int, kernel_size: int, *, bias: bool = True) -> None:
-        super().__init__()
         depthwise = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, bias=bias)
-        self.net = nn.Sequential(depthwise, nn.Conv2d(dim, dim_out, 1, bias=bias))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+        super().__init__(net=nn.Sequential(depthwise, nn.Conv2d(dim, dim_out, 1, bias=bias)))
 
 
 class LocalFeedForward(nn.Module):
@@ -61,32 +57,12 @@ class ExcludeCLS(nn.Module):
         return torch.cat((x[:, :1], self.fn(x[:, 1:])), dim=1)
 
 
-class Transformer(nn.Module):
-    def __init__(
-        self, dim: int, depth: int, heads: int, dim_head: int, mlp_dim: int, rows: int, dropout: float
-    ) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(
-            nn.ModuleList(
-                [
-                    Residual(Attention(dim, heads, dim_head, dropout)),
-                    ExcludeCLS(Residual(LocalFeedForward(dim, mlp_dim, rows, dropout))),
-                ]
-            )
-            for _ in range(depth)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
-            for part in layer.children():
-                x = part(x)
-        return x
-
-
 class LocalViT(ViTVariant, without=("pool",)):
     """Images (B, channels, H, W) to logits (B, num_classes); arguments and errors are ViTVariant's."""
 
-    def make_transformer(
-        self, dim: int, depth: int, heads: int, dim_head: int, mlp_dim: int, dropout: float
-    ) -> nn.Module:
-        return Transformer(dim, depth, heads, dim_head, mlp_dim, self.grid[0], dropout)
+    def make_block(self, dim: int, heads: int, dim_head: int, mlp_dim: int, dropout: float) -> Block:
+        ff = LocalFeedForward(dim, mlp_dim, self.grid[0], dropout)
+        return Residual(Attention(dim, heads, dim_head, dropout)), ExcludeCLS(Residual(ff))
+
+    def make_transformer(self, dim: int, blocks: list[Block]) -> nn.Module:
+        return Named(layers=nn.Sequential(*(nn.Sequential(*block) for block in blocks)))

@@ -3,55 +3,22 @@ Effective Pretraining Strategy, 2207.07611)."""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from typing import Any
 
-from vitdeploy.models.blocks import (
-    Attention,
-    FeedForward,
-    Size,
-    Transformer,
-    grid,
-    norm_head,
-    pair,
-    patch_embedding,
-    sincos,
-)
+from vitdeploy.models.blocks import Attention, Block, FeedForward
+from vitdeploy.models.simple_vit import SimpleViT
 
 
-class ViT(nn.Module):
-    """Images (B, channels, H, W) of `image_size` to logits (B, num_classes).
+class ViT(SimpleViT):
+    """Images (B, channels, H, W) of `image_size` to logits (B, num_classes); arguments and errors are SimpleViT's."""
 
-    Raises:
-        ValueError: patches that do not fill the image, or a width that is no multiple of 4.
-    """
+    head_norm = True
 
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        image_size: Size,
-        patch_size: Size,
-        dim: int,
-        depth: int,
-        heads: int,
-        mlp_dim: int,
-        channels: int = 3,
-        dim_head: int = 64,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        if dim % 4:
-            raise ValueError(f"dim ({dim}) must be a multiple of 4, two sines and two cosines")
-        rows, columns = grid(image_size, patch_size)
-        self.patch_size, self.dim, self.num_patches = pair(patch_size), dim, rows * columns
-        self.to_patch_embedding = patch_embedding(dim, patch_size, channels)
-        self.register_buffer("pos_embedding", sincos((rows, columns), dim), persistent=False)
-        attentions = (Attention(dim, heads, dim_head, dropout, split_kv=True) for _ in range(depth))
-        blocks = ((attention, FeedForward(dim, mlp_dim, dropout)) for attention in attentions)
-        self.transformer = Transformer(dim, blocks, norm=False)
-        self.to_latent = nn.Identity()
-        self.linear_head = norm_head(dim, num_classes)
+    def __init__(self, *, dropout: float = 0.0, **vit: Any) -> None:
+        self.drop = dropout
+        super().__init__(**vit)
+        self.dim, self.num_patches = vit["dim"], len(self.pos_embedding)  # type: ignore[arg-type]
 
-    def forward(self, img: Tensor) -> Tensor:
-        x = self.transformer(self.to_patch_embedding(img) + self.pos_embedding)
-        return self.linear_head(self.to_latent(x.mean(dim=1)))
+    def make_block(self, dim: int, heads: int, dim_head: int, mlp_dim: int) -> Block:
+        attention = Attention(dim, heads, dim_head, self.drop, split_kv=True)
+        return attention, FeedForward(dim, mlp_dim, self.drop)

@@ -47,7 +47,7 @@ class Level(Transformer):
         self.side, self.blocks = side, blocks
         self.pos_emb = nn.Parameter(torch.randn(side * side))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         positions = self.pos_emb.view(self.side, self.side).repeat(self.blocks, self.blocks)
         return super().forward(x + positions[..., None])
 

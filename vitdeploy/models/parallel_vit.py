@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vitdeploy.models.blocks import ViTVariant
+from vitdeploy.models.blocks import Block, ViTVariant
 
 
 class Parallel(nn.Module):
@@ -38,8 +38,6 @@ class ViT(ViTVariant):
         self.branches = range(num_parallel_branches)
         super().__init__(**vit)
 
-    def make_block(
-        self, dim: int, heads: int, dim_head: int, mlp_dim: int, dropout: float
-    ) -> tuple[nn.Module, nn.Module]:
+    def make_block(self, dim: int, heads: int, dim_head: int, mlp_dim: int, dropout: float) -> Block:
         found = [super(ViT, self).make_block(dim, heads, dim_head, mlp_dim, dropout) for _ in self.branches]
         return Parallel(attention for attention, _ in found), Parallel(ff for _, ff in found)

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vitdeploy.models.blocks import Attention, merge_heads, norm_head, parts, patch_embedding, prepend, quotient
+from vitdeploy.models.blocks import Attention, Block, FeedForward, ViTVariant, prepend
 from vitdeploy.models.local_vit import DepthwiseConv
 
 
@@ -51,9 +52,19 @@ class AxialRotaryEmbedding(nn.Module):
     def forward(self) -> tuple[Tensor, Tensor]:
         """Cosine and sine (rows * rows, 4 * frequencies)."""
         angles = torch.linspace(-1.0, 1.0, self.rows, device=self.scales.device)[:, None] * self.scales * math.pi
-        by_row = angles[:, None].expand(-1, self.rows, -1)
-        both = torch.cat((by_row, by_row.transpose(0, 1)), dim=-1).flatten(0, 1).repeat_interleave(2, dim=-1)
-        return both.cos(), both.sin()
+        return turns(axial(angles, angles))
+
+
+def axial(down: Tensor, across: Tensor) -> Tensor:
+    """Angles of rows (h, n) and of columns (w, n) to those of a map's places, (h * w, 2 * n)."""
+    both = down[:, None].expand(-1, len(across), -1), across.expand(len(down), -1, -1)
+    return torch.cat(both, dim=-1).flatten(0, 1)
+
+
+def turns(angles: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of angles (n, d), each for two channels: (n, 2 * d)."""
+    both = angles.repeat_interleave(2, dim=-1)
+    return both.cos(), both.sin()
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -66,113 +77,52 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class RotaryAttention(Attention):
-    def __init__(self, dim: int, heads: int, dim_head: int, dropout: float, rows: int, use_ds_conv: bool) -> None:
-        super().__init__(dim, heads, dim_head, dropout, split_kv=True)
-        if use_ds_conv:
-            self.to_q = SpatialConv(dim, heads * dim_head, 5, rows)  # type: ignore[assignment]
+    """Attention of queries and keys that are turned by what AxialRotaryEmbedding gives."""
 
-    def forward(  # type: ignore[override]
-        self, x: Tensor, turns: tuple[Tensor, Tensor] | None = None
-    ) -> Tensor:
-        """`turns` are what AxialRotaryEmbedding gives; None leaves positions out."""
-        q, k, v = self.qkv(self.norm(x))
-        if turns is not None:
-            q, k = rotated(q, *turns), rotated(k, *turns)
-        return self.to_out(merge_heads(self.mix(q, k, v)))
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        if rotary is not None:
+            q, k = rotated(q, *rotary), rotated(k, *rotary)
+        return super().mix(q, k, v)
 
 
-class Transformer(nn.Module):
-    def __init__(
-        self,
-        dim: int,
-        depth: int,
-        heads: int,
-        dim_head: int,
-        mlp_dim: int,
-        image_size: int,
-        rows: int,
-        dropout: float,
-        *,
-        use_rotary: bool,
-        use_ds_conv: bool,
-        use_glu: bool,
-    ) -> None:
-        super().__init__()
-        self.use_rotary = use_rotary
-        self.pos_emb = AxialRotaryEmbedding(dim_head, rows, image_size)
-        self.layers = nn.ModuleList(
-            nn.ModuleList(
-                [
-                    RotaryAttention(dim, heads, dim_head, dropout, rows, use_ds_conv),
-                    FeedForward(dim, mlp_dim, dropout, use_glu=use_glu),
-                ]
-            )
-            for _ in range(depth)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        turns = self.pos_emb() if self.use_rotary else None
-        for attn, ff in parts(self.layers):
-            x = x + attn(x, turns)
-            x = x + ff(x)
-        return x
-
-
-class FeedForward(nn.Module):
-    """Norm, Linear, gated GELU or GELU, Linear."""
-
-    def __init__(self, dim: int, hidden_dim: int, dropout: float, *, use_glu: bool) -> None:
-        super().__init__()
-        self.net = nn.Sequential(
-            nn.LayerNorm(dim),
-            nn.Linear(dim, hidden_dim * 2 if use_glu else hidden_dim),
-            GEGLU() if use_glu else nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden_dim, dim),
-            nn.Dropout(dropout),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
-
-
-class RvT(nn.Module):
-    """Images (B, channels, image_size, image_size) to logits (B, num_classes).
+class RvT(ViTVariant, without=("pool",)):
+    """Images (B, channels, image_size, image_size) to logits (B, num_classes); arguments and errors are ViTVariant's,
+    and more:
 
     Args:
         emb_dropout: of no effect, as in vit-pytorch.
         use_rotary, use_ds_conv, use_glu: rotary positions, convolved queries, gated MLPs.
-
-    Raises:
-        ValueError: patches that do not fill the image.
     """
+
+    patch_norms = False
 
     def __init__(
         self,
         *,
         image_size: int,
-        patch_size: int,
-        num_classes: int,
-        dim: int,
-        depth: int,
-        heads: int,
-        mlp_dim: int,
-        channels: int = 3,
         dim_head: int = 64,
-        dropout: float = 0.0,
-        emb_dropout: float = 0.0,
         use_rotary: bool = True,
         use_ds_conv: bool = True,
         use_glu: bool = True,
+        **vit: Any,
     ) -> None:
-        super().__init__()
-        rows = quotient("image_size", image_size, "patch_size", patch_size)
-        flags = {"use_rotary": use_rotary, "use_ds_conv": use_ds_conv, "use_glu": use_glu}
-        self.patch_size = patch_size
-        self.to_patch_embedding = patch_embedding(dim, patch_size, channels, norms=False)
-        self.cls_token = nn.Parameter(torch.randn(1, 1, dim))
-        self.transformer = Transformer(dim, depth, heads, dim_head, mlp_dim, image_size, rows, dropout, **flags)
-        self.mlp_head = norm_head(dim, num_classes)
+        self.use_rotary, self.use_ds_conv, self.use_glu = use_rotary, use_ds_conv, use_glu
+        super().__init__(image_size=image_size, dim_head=dim_head, **vit)
+        del self.pos_embedding
+        self.transformer.pos_emb = AxialRotaryEmbedding(dim_head, self.grid[0], image_size)
+
+    def make_block(self, dim: int, heads: int, dim_head: int, mlp_dim: int, dropout: float) -> Block:
+        attention, ff = (
+            RotaryAttention(dim, heads, dim_head, dropout, split_kv=True),
+            FeedForward(dim, mlp_dim, dropout),
+        )
+        if self.use_ds_conv:
+            attention.to_q = SpatialConv(dim, heads * dim_head, 5, self.grid[0])  # type: ignore[assignment]
+        if self.use_glu:
+            ff.net[1], ff.net[2] = nn.Linear(dim, mlp_dim * 2), GEGLU()
+        return attention, ff
 
     def forward(self, img: Tensor) -> Tensor:
-        return self.mlp_head(self.transformer(prepend(self.cls_token, self.to_patch_embedding(img)))[:, 0])
+        x = prepend(self.cls_token, self.to_patch_embedding(img))
+        rotary: Any = self.transformer.pos_emb
+        return self.classify(self.transformer(x, rotary=rotary() if self.use_rotary else None))

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from vitdeploy.models.blocks import Attention, FeedForward, Transformer, pair, sincos, video_embedding, video_grid
+from vitdeploy.models import simple_vit
+from vitdeploy.models.blocks import Size, video_embedding, video_grid
 
 
-class SimpleViT(nn.Module):
+class SimpleViT(simple_vit.SimpleViT, without=("patch_size",)):
     """Videos (B, channels, frames, H, W) to logits (B, num_classes).
-
-    Variants override `make_block`.
 
     Args:
         image_size, image_patch_size: numbers, or (height, width).
@@ -21,33 +20,12 @@ class SimpleViT(nn.Module):
         ValueError: patches that do not fill the video, or a width under 12.
     """
 
-    def __init__(
-        self,
-        *,
-        image_size: Any,
-        image_patch_size: Any,
-        frames: int,
-        frame_patch_size: int,
-        num_classes: int,
-        dim: int,
-        depth: int,
-        heads: int,
-        mlp_dim: int,
-        channels: int = 3,
-        dim_head: int = 64,
-    ) -> None:
-        super().__init__()
-        sizes = video_grid(frames, frame_patch_size, image_size, image_patch_size)
-        self.patch_size = pair(image_patch_size)
-        self.to_patch_embedding = video_embedding(dim, frame_patch_size, image_patch_size, channels)
-        self.register_buffer("pos_embedding", sincos(sizes, dim), persistent=False)
-        self.transformer = Transformer(dim, (self.make_block(dim, heads, dim_head, mlp_dim) for _ in range(depth)))
-        self.to_latent = nn.Identity()
-        self.linear_head = nn.Linear(dim, num_classes)
+    def __init__(self, *, image_patch_size: Size, frames: int, frame_patch_size: int, **vit: Any) -> None:
+        self.frames, self.frame_patch_size = frames, frame_patch_size
+        super().__init__(patch_size=image_patch_size, **vit)
 
-    def make_block(self, dim: int, heads: int, dim_head: int, mlp_dim: int) -> tuple[nn.Module, nn.Module]:
-        return Attention(dim, heads, dim_head, dropout=None), FeedForward(dim, mlp_dim, dropout=None)
-
-    def forward(self, video: Tensor) -> Tensor:
-        x = self.transformer(self.to_patch_embedding(video) + self.pos_embedding)
-        return self.linear_head(self.to_latent(x.mean(dim=1)))
+    def make_embedding(
+        self, dim: int, image_size: Size, patch_size: Size, channels: int
+    ) -> tuple[nn.Module, tuple[int, ...]]:
+        sizes = video_grid(self.frames, self.frame_patch_size, image_size, patch_size)
+        return video_embedding(dim, self.frame_patch_size, patch_size, channels), sizes

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vitdeploy.models import simple_vit_with_register_tokens
-from vitdeploy.models.blocks import parts
+from vitdeploy.models.blocks import Block, parts
 
 
 class HyperConnection(nn.Module):
@@ -38,10 +38,10 @@ class HyperConnection(nn.Module):
         return branch(mixed[:, :, 0])[:, :, None] * beta[..., None] + mixed[:, :, 1:]
 
 
-class Transformer(nn.Module):
+class HyperTransformer(nn.Module):
     """Blocks on `num_residual_streams` copies of the tokens, whose sum is normed."""
 
-    def __init__(self, dim: int, blocks: nn.ModuleList, num_residual_streams: int) -> None:
+    def __init__(self, dim: int, blocks: list[Block], num_residual_streams: int) -> None:
         super().__init__()
         self.num_residual_streams = num_residual_streams
         self.norm = nn.LayerNorm(dim)
@@ -49,7 +49,7 @@ class Transformer(nn.Module):
             nn.ModuleList(
                 part for branch in block for part in (HyperConnection(dim, num_residual_streams, index), branch)
             )
-            for index, block in enumerate(parts(blocks))
+            for index, block in enumerate(blocks)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,5 +65,8 @@ class SimpleViT(simple_vit_with_register_tokens.SimpleViT):
     def __init__(self, *, num_residual_streams: int, **vit: Any) -> None:
         if num_residual_streams < 1:
             raise ValueError(f"num_residual_streams ({num_residual_streams}) must be at least 1")
+        self.streams = num_residual_streams
         super().__init__(**vit)
-        self.transformer = Transformer(vit["dim"], self.transformer.layers, num_residual_streams)  # type: ignore[arg-type]
+
+    def make_transformer(self, dim: int, blocks: list[Block]) -> nn.Module:
+        return HyperTransformer(dim, blocks, self.streams)

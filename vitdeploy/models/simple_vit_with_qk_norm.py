@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vitdeploy.models import simple_vit
-from vitdeploy.models.blocks import Attention, FeedForward, unit
+from vitdeploy.models.blocks import Attention, Block, FeedForward, unit
 from vitdeploy.models.layers import attend
 
 
@@ -40,5 +40,5 @@ class SimpleViT(simple_vit.SimpleViT):
     dict of its own lacks `linear_head.weight` (num_classes, dim) and `linear_head.bias`.
     """
 
-    def make_block(self, dim: int, heads: int, dim_head: int, mlp_dim: int) -> tuple[nn.Module, nn.Module]:
+    def make_block(self, dim: int, heads: int, dim_head: int, mlp_dim: int) -> Block:
         return NormedAttention(dim, heads, dim_head), FeedForward(dim, mlp_dim, dropout=None)

@@ -7,7 +7,7 @@ from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 
 from vitdeploy.models import simple_vit
-from vitdeploy.models.blocks import Attention, FeedForward, merge_heads, parts
+from vitdeploy.models.blocks import Attention, Block, FeedForward, Transformer, merge_heads, parts
 
 
 class MixedAttention(Attention):
@@ -26,23 +26,10 @@ class MixedAttention(Attention):
         return self.to_out(merge_heads(self.mix(q, k, v))), v
 
 
-class Transformer(nn.Module):
+class ResidualTransformer(Transformer):
     """Layers that all see the first one's values."""
 
-    def __init__(self, dim: int, depth: int, heads: int, dim_head: int, mlp_dim: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(dim)
-        self.layers = nn.ModuleList(
-            nn.ModuleList(
-                [
-                    MixedAttention(dim, heads, dim_head, mixes=index > 0),
-                    FeedForward(dim, mlp_dim, dropout=None).net,
-                ]
-            )
-            for index in range(depth)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         first: Tensor | None = None
         for attn, ff in parts(self.layers):
             out, values = attn(x, first)
@@ -55,5 +42,11 @@ class Transformer(nn.Module):
 class SimpleViT(simple_vit.SimpleViT):
     """Images (B, channels, H, W) to logits (B, num_classes)."""
 
-    def make_transformer(self, dim: int, depth: int, heads: int, dim_head: int, mlp_dim: int) -> nn.Module:
-        return Transformer(dim, depth, heads, dim_head, mlp_dim)
+    first = True
+
+    def make_block(self, dim: int, heads: int, dim_head: int, mlp_dim: int) -> Block:
+        attention, self.first = MixedAttention(dim, heads, dim_head, mixes=not self.first), False
+        return attention, FeedForward(dim, mlp_dim, dropout=None).net
+
+    def make_transformer(self, dim: int, blocks: list[Block]) -> nn.Module:
+        return ResidualTransformer(dim, blocks)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vitdeploy.models.blocks import Attention, ClassTokenViT, FeedForward, Transformer
+from vitdeploy.models.blocks import ClassTokenViT, encoder
 
 
 class Unfold(nn.Module):
@@ -67,7 +67,7 @@ class T2TViT(ClassTokenViT):
             unfold = Unfold(width, kernel, stride, rows if step else None)
             width *= kernel**2
             last = step == len(t2t_layers) - 1
-            middle = nn.Identity() if last else encoder(width, 1, 1, width, width, dropout)
+            middle = nn.Identity() if last else encoder(width, 1, 1, width, width, dropout, project_out=None)
             layers += [nn.Identity(), unfold, nn.Identity(), middle]  # theirs has four, too
             rows = (rows - kernel + 2 * (stride // 2)) // stride + 1
         if rows < 1:
@@ -75,13 +75,7 @@ class T2TViT(ClassTokenViT):
         if transformer is None:
             if depth is None or heads is None or mlp_dim is None:
                 raise ValueError("depth, heads and mlp_dim must be given where transformer is not")
-            transformer = encoder(dim, depth, heads, dim_head, mlp_dim, dropout)
+            transformer = encoder(dim, depth, heads, dim_head, mlp_dim, dropout, project_out=None)
         embed = nn.Sequential(*layers, nn.Linear(width, dim))
         super().__init__(embed, rows * rows, dim, transformer, num_classes, pool=pool, emb_dropout=emb_dropout)
-        self.mlp_head = nn.Linear(dim, num_classes)  # type: ignore[assignment]
-
-
-def encoder(dim: int, depth: int, heads: int, dim_head: int, mlp_dim: int, dropout: float) -> Transformer:
-    """ViT's."""
-    attentions = (Attention(dim, heads, dim_head, dropout, project_out=None) for _ in range(depth))
-    return Transformer(dim, ((attention, FeedForward(dim, mlp_dim, dropout)) for attention in attentions))
+        self.mlp_head = nn.Linear(dim, num_classes)

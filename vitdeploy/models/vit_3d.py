@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
-from vitdeploy.models.blocks import Attention, ClassTokenViT, FeedForward, Transformer, video_embedding, video_grid
+from torch import nn
+
+from vitdeploy.models.blocks import Size, ViTVariant, video_embedding, video_grid
 
 
-class ViT(ClassTokenViT):
+class ViT(ViTVariant, without=("patch_size",)):
     """Videos (B, channels, frames, H, W) to logits (B, num_classes). Smaller videos take the first positions.
 
     Args:
@@ -19,27 +20,12 @@ class ViT(ClassTokenViT):
         ValueError: patches that do not fill the video, or an unknown pool.
     """
 
-    def __init__(
-        self,
-        *,
-        image_size: Any,
-        image_patch_size: Any,
-        frames: int,
-        frame_patch_size: int,
-        num_classes: int,
-        dim: int,
-        depth: int,
-        heads: int,
-        mlp_dim: int,
-        pool: str = "cls",
-        channels: int = 3,
-        dim_head: int = 64,
-        dropout: float = 0.0,
-        emb_dropout: float = 0.0,
-    ) -> None:
-        tokens = prod(video_grid(frames, frame_patch_size, image_size, image_patch_size))
-        embed = video_embedding(dim, frame_patch_size, image_patch_size, channels)
-        attentions = (Attention(dim, heads, dim_head, dropout, project_out=None) for _ in range(depth))
-        blocks = ((attention, FeedForward(dim, mlp_dim, dropout)) for attention in attentions)
-        transformer = Transformer(dim, blocks, norm=False)
-        super().__init__(embed, tokens, dim, transformer, num_classes, pool=pool, emb_dropout=emb_dropout)
+    def __init__(self, *, image_patch_size: Size, frames: int, frame_patch_size: int, **vit: Any) -> None:
+        self.frames, self.frame_patch_size = frames, frame_patch_size
+        super().__init__(patch_size=image_patch_size, **vit)
+
+    def make_embedding(
+        self, dim: int, image_size: Size, patch_size: Size, channels: int
+    ) -> tuple[nn.Module, tuple[int, ...]]:
+        sizes = video_grid(self.frames, self.frame_patch_size, image_size, patch_size)
+        return video_embedding(dim, self.frame_patch_size, patch_size, channels), sizes

@@ -3,12 +3,14 @@ rotary positions on both axes (Wang et al., ViT-5, 2602.08071)."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from vitdeploy.models import blocks
-from vitdeploy.models.blocks import Size, grid, merge_heads, pair, patch_embedding, prepend, unit
-from vitdeploy.models.rvt import rotated
+from vitdeploy.models import vit
+from vitdeploy.models.blocks import Block, FeedForward, Transformer, parts, prepend, unit
+from vitdeploy.models.rvt import RotaryAttention, axial, turns
 
 
 class RMSNorm(nn.Module):
@@ -23,22 +25,15 @@ class RMSNorm(nn.Module):
         return unit(x) * (self.scale * self.g)
 
 
-class Attention(blocks.Attention):
+class Attention(RotaryAttention):
     def __init__(self, dim: int, heads: int, dim_head: int, dropout: float) -> None:
         super().__init__(dim, heads, dim_head, dropout, project_out=None)
         self.norm = RMSNorm(dim)  # type: ignore[assignment]
         self.q_norm, self.k_norm = RMSNorm(dim_head), RMSNorm(dim_head)
 
-    def forward(self, x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:  # type: ignore[override]
-        q, k, v = self.qkv(self.norm(x))
-        q, k = rotated(self.q_norm(q), *turns), rotated(self.k_norm(k), *turns)
-        return self.to_out(merge_heads(self.mix(q, k, v)))
-
-
-class FeedForward(blocks.FeedForward):
-    def __init__(self, dim: int, hidden_dim: int, dropout: float) -> None:
-        super().__init__(dim, hidden_dim, dropout)
-        self.net[0] = RMSNorm(dim)
+    def qkv(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = super().qkv(x, context)
+        return self.q_norm(q), self.k_norm(k), v
 
 
 class AxialRotaryEmbedding(nn.Module):
@@ -47,7 +42,7 @@ class AxialRotaryEmbedding(nn.Module):
     vit-pytorch keeps both kinds of frequencies in the state dict.
     """
 
-    def __init__(self, dim: int, num_registers: int, size: tuple[int, int]) -> None:
+    def __init__(self, dim: int, num_registers: int, size: tuple[int, ...]) -> None:
         super().__init__()
         if dim % 4:
             raise ValueError(f"dim_head ({dim}) must be a multiple of 4, pairs of channels for rows and columns")
@@ -63,68 +58,50 @@ class AxialRotaryEmbedding(nn.Module):
         rows, columns = (
             torch.arange(n, device=self.patch_inv_freq.device)[:, None] * self.patch_inv_freq for n in self.size
         )
-        across = rows[:, None].expand(-1, len(columns), -1), columns.expand(len(rows), -1, -1)
-        patches = torch.cat(across, dim=-1).flatten(0, 1)
-        registers = torch.arange(self.num_registers, device=patches.device)[:, None] * self.reg_inv_freq
-        angles = torch.cat((registers, patches)).repeat_interleave(2, dim=-1)
-        return angles.cos(), angles.sin()
+        registers = torch.arange(self.num_registers, device=rows.device)[:, None] * self.reg_inv_freq
+        return turns(torch.cat((registers, axial(rows, columns))))
 
 
-class Transformer(nn.Module):
-    def __init__(self, dim: int, depth: int, heads: int, dim_head: int, mlp_dim: int, dropout: float) -> None:
-        super().__init__()
-        self.norm = RMSNorm(dim)
-        self.layers = nn.ModuleList(
-            nn.ModuleList([Attention(dim, heads, dim_head, dropout), FeedForward(dim, mlp_dim, dropout)])
-            for _ in range(depth)
-        )
-        self.ls1, self.ls2 = (
-            nn.ParameterList(nn.Parameter(torch.full((dim,), 1e-4)) for _ in range(depth)) for _ in range(2)
-        )
+class ScaledTransformer(Transformer):
+    """Each branch times gains of its channels."""
 
-    def forward(self, x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
-        for (attn, ff), first, second in zip(blocks.parts(self.layers), self.ls1, self.ls2, strict=True):
-            x = x + attn(x, turns) * first
+    def __init__(self, dim: int, blocks: list[Block]) -> None:
+        super().__init__(dim, blocks)
+        self.norm = RMSNorm(dim)  # type: ignore[assignment]
+        self.ls1, self.ls2 = (nn.ParameterList(torch.full((dim,), 1e-4) for _ in blocks) for _ in range(2))
+
+    def forward(self, x: Tensor, **given: Any) -> Tensor:
+        for (attn, ff), first, second in zip(parts(self.layers), self.ls1, self.ls2, strict=True):
+            x = x + attn(x, **given) * first
             x = x + ff(x) * second
         return self.norm(x)
 
 
-class ViT(nn.Module):
+class ViT(vit.ViT, without=("pool",)):
     """Images (B, channels, H, W) to logits (B, num_classes); with num_classes=0 to tokens (B, 1 + registers + n, dim).
+
+    Arguments are vit.ViT's, and more.
 
     Raises:
         ValueError: patches that do not fill the image, or heads whose width is no multiple of 4.
     """
 
-    def __init__(
-        self,
-        *,
-        image_size: Size,
-        patch_size: Size,
-        num_classes: int,
-        dim: int,
-        depth: int,
-        heads: int,
-        mlp_dim: int,
-        channels: int = 3,
-        dim_head: int = 64,
-        dropout: float = 0.0,
-        emb_dropout: float = 0.0,
-        num_registers: int = 4,
-    ) -> None:
-        super().__init__()
-        size = grid(image_size, patch_size)
-        self.patch_size = pair(patch_size)
-        self.to_patch_embedding = patch_embedding(dim, patch_size, channels, norms=False)
-        self.cls_token = nn.Parameter(torch.randn(1, dim))
+    patch_norms = False
+
+    def __init__(self, *, num_registers: int = 4, dim_head: int = 64, **vit: Any) -> None:
+        super().__init__(dim_head=dim_head, **vit)
+        self.rotary_emb = AxialRotaryEmbedding(dim_head, num_registers, self.grid)
         if num_registers > 0:
-            self.register_tokens = nn.Parameter(torch.randn(num_registers, dim))
-        self.pos_embedding = nn.Parameter(torch.randn(size[0] * size[1] + 1 + num_registers, dim))
-        self.dropout = nn.Dropout(emb_dropout)
-        self.rotary_emb = AxialRotaryEmbedding(dim_head, num_registers, size)
-        self.transformer = Transformer(dim, depth, heads, dim_head, mlp_dim, dropout)
-        self.to_latent = nn.Identity()
-        self.mlp_head = nn.Linear(dim, num_classes) if num_classes > 0 else None
+            self.register_tokens = nn.Parameter(torch.randn(num_registers, vit["dim"]))
+        self.pos_embedding = nn.Parameter(torch.randn(len(self.pos_embedding) + num_registers, vit["dim"]))
+
+    def make_block(self, dim: int, heads: int, dim_head: int, mlp_dim: int, dropout: float) -> Block:
+        ff = FeedForward(dim, mlp_dim, dropout)
+        ff.net[0] = RMSNorm(dim)
+        return Attention(dim, heads, dim_head, dropout), ff
+
+    def make_transformer(self, dim: int, blocks: list[Block]) -> nn.Module:
+        return ScaledTransformer(dim, blocks)
 
     def embed(self, img: Tensor) -> Tensor:
         """Tokens (B, 1 + registers + n, dim) with their positions: the class token, registers, patches."""
@@ -134,5 +111,4 @@ class ViT(nn.Module):
         return self.dropout(prepend(self.cls_token, x) + self.pos_embedding)
 
     def forward(self, img: Tensor) -> Tensor:
-        x = self.transformer(self.embed(img), self.rotary_emb())
-        return x if self.mlp_head is None else self.mlp_head(self.to_latent(x[:, 0]))
+        return self.classify(self.transformer(self.embed(img), rotary=self.rotary_emb()))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 
-from vitdeploy.models.blocks import Attention, FeedForward, Size, ViTVariant, pair
+from vitdeploy.models.blocks import Attention, Block, FeedForward, Size, ViTVariant, grid, pair
 from vitdeploy.models.layers import attend
 
 
@@ -52,13 +52,13 @@ class ViT(ViTVariant):
         ValueError: as ViTVariant, and patches that are not square.
     """
 
-    def make_embedding(self, dim: int, patch_size: Size, channels: int) -> nn.Module:
+    def make_embedding(
+        self, dim: int, image_size: Size, patch_size: Size, channels: int
+    ) -> tuple[nn.Module, tuple[int, ...]]:
         side, other = pair(patch_size)
         if side != other:
             raise ValueError(f"patch_size {patch_size} must be square")
-        return SPT(dim=dim, patch_size=side, channels=channels)
+        return SPT(dim=dim, patch_size=side, channels=channels), grid(image_size, side)
 
-    def make_block(
-        self, dim: int, heads: int, dim_head: int, mlp_dim: int, dropout: float
-    ) -> tuple[nn.Module, nn.Module]:
+    def make_block(self, dim: int, heads: int, dim_head: int, mlp_dim: int, dropout: float) -> Block:
         return LSA(dim, heads, dim_head, dropout), FeedForward(dim, mlp_dim, dropout)

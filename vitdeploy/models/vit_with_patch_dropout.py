@@ -18,8 +18,7 @@ class ViT(ViTVariant):
 
     def __init__(self, *, patch_dropout: float = 0.25, **vit: Any) -> None:
         super().__init__(**vit)
-        rows, columns = self.grid
-        self.pos_embedding = nn.Parameter(torch.randn(rows * columns, vit["dim"]))  # none for the class token
+        self.pos_embedding = nn.Parameter(torch.randn_like(self.pos_embedding[0, 1:]))  # none for the class token
         self.patch_dropout = PatchDropout(patch_dropout)
 
     def embed(self, img: Tensor) -> Tensor:

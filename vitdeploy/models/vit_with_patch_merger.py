@@ -3,11 +3,12 @@ Merge Tokens in Vision Transformers, 2202.12015)."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from einops.layers.torch import Reduce
 from torch import Tensor, nn
 
-from vitdeploy.models.blocks import Attention, FeedForward, Size, Transformer, grid, pair, parts, patch_embedding
+from vitdeploy.models.blocks import Block, Transformer, ViTVariant, parts
 
 
 class PatchMerger(nn.Module):
@@ -27,12 +28,12 @@ class PatchMerger(nn.Module):
 class MergingTransformer(Transformer):
     """Merges behind the layer of number `at`."""
 
-    def __init__(self, dim: int, blocks: list[tuple[nn.Module, nn.Module]], at: int, count: int) -> None:
+    def __init__(self, dim: int, blocks: list[Block], at: int, count: int) -> None:
         super().__init__(dim, blocks)
         self.at = at
         self.patch_merger = PatchMerger(dim, count)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         for index, (attn, ff) in enumerate(parts(self.layers)):
             x = x + attn(x)
             x = x + ff(x)
@@ -41,48 +42,24 @@ class MergingTransformer(Transformer):
         return self.norm(x)
 
 
-class ViT(nn.Module):
-    """Images (B, channels, H, W) to logits (B, num_classes).
+class ViT(ViTVariant, without=("pool",)):
+    """Images (B, channels, H, W) to logits (B, num_classes); arguments and errors are ViTVariant's, and more:
 
     Args:
         patch_merge_layer: the layer, counted from 1, behind which tokens are merged; None is the middle one.
         patch_merge_num_tokens: how many are left.
-
-    Raises:
-        ValueError: patches that do not fill the image.
     """
 
-    def __init__(
-        self,
-        *,
-        image_size: Size,
-        patch_size: Size,
-        num_classes: int,
-        dim: int,
-        depth: int,
-        heads: int,
-        mlp_dim: int,
-        patch_merge_layer: int | None = None,
-        patch_merge_num_tokens: int = 8,
-        channels: int = 3,
-        dim_head: int = 64,
-        dropout: float = 0.0,
-        emb_dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        rows, columns = grid(image_size, patch_size)
-        self.patch_size = pair(patch_size)
-        self.to_patch_embedding = patch_embedding(dim, patch_size, channels)
-        self.pos_embedding = nn.Parameter(torch.randn(1, rows * columns + 1, dim))  # the last is never used
-        self.dropout = nn.Dropout(emb_dropout)
-        blocks: list[tuple[nn.Module, nn.Module]] = [
-            (Attention(dim, heads, dim_head, dropout, project_out=None), FeedForward(dim, mlp_dim, dropout))
-            for _ in range(depth)
-        ]
-        at = (depth // 2 if patch_merge_layer is None else patch_merge_layer) - 1
-        self.transformer = MergingTransformer(dim, blocks, at, patch_merge_num_tokens)
-        self.mlp_head = nn.Sequential(Reduce("b n d -> b d", "mean"), nn.Linear(dim, num_classes))
+    def __init__(self, *, patch_merge_layer: int | None = None, patch_merge_num_tokens: int = 8, **vit: Any) -> None:
+        self.layer, self.count = patch_merge_layer, patch_merge_num_tokens
+        super().__init__(pool="mean", **vit)
+        del self.cls_token
+        self.mlp_head = nn.Sequential(nn.Identity(), nn.Linear(vit["dim"], vit["num_classes"]))
 
-    def forward(self, img: Tensor) -> Tensor:
+    def make_transformer(self, dim: int, blocks: list[Block]) -> nn.Module:
+        at = len(blocks) // 2 if self.layer is None else self.layer
+        return MergingTransformer(dim, blocks, at - 1, self.count)
+
+    def embed(self, img: Tensor) -> Tensor:
         x = self.to_patch_embedding(img)
-        return self.mlp_head(self.transformer(self.dropout(x + self.pos_embedding[:, : x.shape[1]])))
+        return self.dropout(x + self.pos_embedding[:, : x.shape[1]])
