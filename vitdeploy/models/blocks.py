@@ -523,16 +523,8 @@ def mask_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
 class MaskedAttention(Attention):
     """Attention with a bias on the scores, which broadcasts to (..., heads, tokens, tokens)."""
 
-    def forward(self, x: Tensor, context: Tensor | None = None, bias: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        q, k, v = self.qkv(self.norm(x), context)
-        return self.to_out(merge_heads(attend(q, k, v, self.scale, bias, self.drop if self.training else 0.0)))
-
-
-class MaskedTransformer(Transformer):
-    """Transformer whose attentions take a bias."""
-
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        return super().forward(x, bias=bias)
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+        return attend(q, k, v, self.scale, bias, self.drop if self.training else 0.0)
 
 
 def of_stages(name: str, value: Any, stages: int) -> tuple[Any, ...]:

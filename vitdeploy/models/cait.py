@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 from vitdeploy.models import layers
 from vitdeploy.models.blocks import (
     Attention,
+    Block,
     FeedForward,
+    Variant,
     merge_heads,
     norm_head,
     parts,
@@ -89,9 +92,7 @@ class Transformer(nn.Module):
         layer: makes the branches of a layer.
     """
 
-    def __init__(
-        self, shape: tuple[int, ...], depth: int, layer: Callable[[], tuple[nn.Module, ...]], layer_dropout: float
-    ) -> None:
+    def __init__(self, shape: tuple[int, ...], depth: int, layer: Callable[[], Block], layer_dropout: float) -> None:
         super().__init__()
         self.layer_dropout = layer_dropout
         self.layers = nn.ModuleList(
@@ -106,8 +107,10 @@ class Transformer(nn.Module):
         return x
 
 
-class CaiT(nn.Module):
+class CaiT(Variant):
     """Images (B, 3, image_size, image_size) to logits (B, num_classes).
+
+    Variants override the blocks of both transformers.
 
     Args:
         depth, cls_depth: layers without and with the class token.
@@ -116,6 +119,9 @@ class CaiT(nn.Module):
     Raises:
         ValueError: patches that do not fill the image.
     """
+
+    shape: tuple[int, ...] = (1, 1)  # of gains and the class token, before their channels
+    flat = True  # whether patches are a sequence
 
     def __init__(
         self,
@@ -135,22 +141,28 @@ class CaiT(nn.Module):
     ) -> None:
         super().__init__()
         rows = quotient("image_size", image_size, "patch_size", patch_size)
-        self.to_patch_embedding = patch_embedding(dim, patch_size)
+        self.to_patch_embedding = patch_embedding(dim, patch_size, flat=self.flat)
         self.pos_embedding = nn.Parameter(torch.randn(1, rows * rows, dim))
-        self.cls_token = nn.Parameter(torch.randn(1, 1, dim))
+        shape = (*self.shape, dim)
+        self.cls_token = nn.Parameter(torch.randn(shape))
         self.dropout = nn.Dropout(emb_dropout)
-
-        def layer() -> tuple[nn.Module, ...]:
-            return TalkingHeads(dim, heads, dim_head, dropout), FeedForward(dim, mlp_dim, dropout)
-
-        self.patch_transformer = Transformer((1, 1, dim), depth, layer, layer_dropout)
-        self.cls_transformer = Transformer((1, 1, dim), cls_depth, layer, layer_dropout)
+        sizes = (dim, heads, dim_head, mlp_dim, dropout)
+        self.patch_transformer = Transformer(shape, depth, partial(self.make_block, *sizes), layer_dropout)
+        self.cls_transformer = Transformer(shape, cls_depth, partial(self.make_class_block, *sizes), layer_dropout)
         self.mlp_head = norm_head(dim, num_classes)
+
+    def make_block(self, dim: int, heads: int, dim_head: int, mlp_dim: int, dropout: float) -> Block:
+        return TalkingHeads(dim, heads, dim_head, dropout), FeedForward(dim, mlp_dim, dropout)
+
+    make_class_block = make_block
 
     def forward(self, img: Tensor) -> Tensor:
         x = self.to_patch_embedding(img)
-        x = self.patch_transformer(self.dropout(x + self.pos_embedding[:, : x.shape[1]]))
-        token = prepend(self.cls_token, x[:, :1])[:, :1]
+        return self.classify(self.patch_transformer(self.dropout(x + self.pos_embedding[:, : x.shape[1]])))
+
+    def classify(self, x: Tensor) -> Tensor:
+        """Tokens (B, n, dim) to logits, by way of the class token."""
+        token = prepend(self.cls_token.view(1, 1, -1), x[:, :1])[:, :1]
         return self.mlp_head(self.cls_transformer(token, context=x)[:, 0])
 
 

@@ -19,16 +19,17 @@ from vitdeploy.models.layers import Attention, DropPath, linspace_rates
 CONVOLUTIONS: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 POOLS: dict[int, Any] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 Sizes = Sequence[int]  # one for each axis
+Windows = Sequence[Sizes]  # kernel, stride and padding
 
 
 class Tokenizer(nn.Module):
     """(B, C, *sizes) to tokens (B, n, dim): convolution, ReLU, max pooling, as often as there are pairs of `widths`.
 
     Args:
-        conv, pool: kernel, stride and padding, each one number an axis.
+        conv, pool: kernel, stride and padding.
     """
 
-    def __init__(self, widths: Sizes, conv: tuple[Sizes, Sizes, Sizes], pool: tuple[Sizes, Sizes, Sizes]) -> None:
+    def __init__(self, widths: Sizes, conv: Windows, pool: Windows) -> None:
         super().__init__()
         self.windows = [conv, pool] * (len(widths) - 1)
         axes = len(conv[0])
@@ -138,7 +139,22 @@ def interleaved_waves(length: int, dim: int) -> Tensor:
     return torch.where(torch.arange(dim) % 2 == 0, angles.sin(), angles.cos())[None]
 
 
-class CCT(nn.Module):
+class CompactTransformer(nn.Module):
+    """A tokenizer and a classifier of inputs (B, C, *sizes); arguments are theirs."""
+
+    def __init__(self, widths: Sizes, conv: Windows, pool: Windows, sizes: Sizes, *classifier: Any) -> None:
+        super().__init__()
+        self.tokenizer = Tokenizer(widths, conv, pool)
+        length = self.tokenizer.sequence_length(sizes)
+        if not length:
+            raise ValueError(f"img_size {tuple(sizes)} must leave at least one token")
+        self.classifier = TransformerClassifier(length, widths[-1], *classifier)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.tokenizer(x))
+
+
+class CCT(CompactTransformer):
     """Images (B, n_input_channels, H, W) of `img_size` to logits (B, num_classes).
 
     Args:
@@ -171,31 +187,12 @@ class CCT(nn.Module):
         num_classes: int = 1000,
         positional_embedding: str = "sine",
     ) -> None:
-        super().__init__()
-        conv, pool = (kernel_size, stride, padding), (pooling_kernel_size, pooling_stride, pooling_padding)
-        self.tokenizer = Tokenizer(
-            [n_input_channels, *[64] * (n_conv_layers - 1), embedding_dim],
-            ((conv[0],) * 2, (conv[1],) * 2, (conv[2],) * 2),
-            ((pool[0],) * 2, (pool[1],) * 2, (pool[2],) * 2),
-        )
-        length = self.tokenizer.sequence_length(pair(img_size))
-        if not length:
-            raise ValueError(f"img_size ({img_size}) must leave at least one token")
-        self.classifier = TransformerClassifier(
-            length,
-            embedding_dim,
-            num_layers,
-            num_heads,
-            mlp_ratio,
-            num_classes,
-            dropout_rate,
-            attention_dropout,
-            stochastic_depth_rate,
-            positional_embedding,
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.tokenizer(x))
+        widths = [n_input_channels, *[64] * (n_conv_layers - 1), embedding_dim]
+        conv = [(number,) * 2 for number in (kernel_size, stride, padding)]
+        pool = [(number,) * 2 for number in (pooling_kernel_size, pooling_stride, pooling_padding)]
+        sizes = (num_layers, num_heads, mlp_ratio, num_classes)
+        rates = (dropout_rate, attention_dropout, stochastic_depth_rate)
+        super().__init__(widths, conv, pool, pair(img_size), *sizes, *rates, positional_embedding)
 
 
 def sized(

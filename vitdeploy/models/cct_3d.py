@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
-from torch import Tensor, nn
-
-from vitdeploy.models.blocks import pair
-from vitdeploy.models.cct import SIZES, Sizes, Tokenizer, TransformerClassifier, sized
+from vitdeploy.models.blocks import Size, pair
+from vitdeploy.models.cct import SIZES, CompactTransformer, sized
 
 
-class CCT(nn.Module):
+class CCT(CompactTransformer):
     """Videos (B, channels, num_frames, H, W) of `img_size` to logits (B, num_classes).
 
     Args:
@@ -27,7 +24,7 @@ class CCT(nn.Module):
 
     def __init__(
         self,
-        img_size: Any = 224,
+        img_size: Size = 224,
         num_frames: int = 8,
         embedding_dim: int = 768,
         n_input_channels: int = 3,
@@ -52,40 +49,19 @@ class CCT(nn.Module):
         stochastic_depth_rate: float = 0.1,
         positional_embedding: str = "sine",
     ) -> None:
-        super().__init__()
-
-        def axes(time: int, space: int) -> Sizes:
-            return time, space, space
-
         if frame_padding is None:
             frame_padding = frame_kernel_size // 2
         if frame_pooling_padding is None:
             frame_pooling_padding = frame_pooling_kernel_size // 2
-        self.tokenizer = Tokenizer(
-            [n_input_channels, *[64] * (n_conv_layers - 1), embedding_dim],
-            (axes(frame_kernel_size, kernel_size), axes(frame_stride, stride), axes(frame_padding, padding)),
-            (
-                axes(frame_pooling_kernel_size, pooling_kernel_size),
-                axes(frame_pooling_stride, pooling_stride),
-                axes(frame_pooling_padding, pooling_padding),
-            ),
-        )
-        length = self.tokenizer.sequence_length((num_frames, *pair(img_size)))
-        if not length:
-            raise ValueError(f"img_size ({img_size}) and num_frames ({num_frames}) must leave at least one token")
-        self.classifier = TransformerClassifier(
-            length,
-            embedding_dim,
-            num_layers,
-            num_heads,
-            mlp_ratio,
-            num_classes,
-            stochastic_depth_rate=stochastic_depth_rate,
-            positional_embedding=positional_embedding,
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.tokenizer(x))
+        widths = [n_input_channels, *[64] * (n_conv_layers - 1), embedding_dim]
+        over_time = (frame_kernel_size, frame_stride, frame_padding)
+        conv = [(t, x, x) for t, x in zip(over_time, (kernel_size, stride, padding), strict=True)]
+        over_time = (frame_pooling_kernel_size, frame_pooling_stride, frame_pooling_padding)
+        over_space = (pooling_kernel_size, pooling_stride, pooling_padding)
+        pool = [(t, x, x) for t, x in zip(over_time, over_space, strict=True)]
+        sizes = (num_layers, num_heads, mlp_ratio, num_classes)
+        rates = (0.0, 0.1, stochastic_depth_rate)
+        super().__init__(widths, conv, pool, (num_frames, *pair(img_size)), *sizes, *rates, positional_embedding)
 
 
 cct_2, cct_4, cct_6, cct_7, cct_8, cct_14, cct_16 = (partial(sized, CCT, *SIZES[layers]) for layers in SIZES)

@@ -3,27 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
-from vitdeploy.models.blocks import (
-    Attention,
-    FeedForward,
-    Transformer,
-    norm_head,
-    parts,
-    patch_embedding,
-    prepend,
-    quotient,
-)
-
-
-class Encoder(Transformer):
-    """A plain transformer."""
-
-    def __init__(self, dim: int, depth: int, heads: int, mlp_dim: int, dim_head: int, dropout: float) -> None:
-        attentions = (Attention(dim, heads, dim_head, dropout, split_kv=True) for _ in range(depth))
-        super().__init__(dim, ((attention, FeedForward(dim, mlp_dim, dropout)) for attention in attentions))
+from vitdeploy.models.blocks import Attention, Block, Embedder, encoder, norm_head, parts, patch_embedding, quotient
 
 
 class CrossAttention(nn.Module):
@@ -64,7 +49,7 @@ class CrossTransformer(nn.Module):
 class MultiScaleEncoder(nn.Module):
     """Both scales, (B, 1 + n, sm_dim) and (B, 1 + m, lg_dim), through encoders of their own and then across."""
 
-    def __init__(self, layers: list[tuple[nn.Module, nn.Module, nn.Module]]) -> None:
+    def __init__(self, layers: Iterable[Block]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.ModuleList(layer) for layer in layers)
 
@@ -72,22 +57,6 @@ class MultiScaleEncoder(nn.Module):
         for of_small, of_large, across in parts(self.layers):
             small, large = across(of_small(small), of_large(large))
         return small, large
-
-
-class ImageEmbedder(nn.Module):
-    """Images to tokens (B, 1 + n, dim), a class token first."""
-
-    def __init__(self, dim: int, image_size: int, patch_size: int, name: str, dropout: float, channels: int) -> None:
-        super().__init__()
-        rows = quotient("image_size", image_size, name, patch_size)
-        self.to_patch_embedding = patch_embedding(dim, patch_size, channels)
-        self.pos_embedding = nn.Parameter(torch.randn(1, rows * rows + 1, dim))
-        self.cls_token = nn.Parameter(torch.randn(1, 1, dim))
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, img: Tensor) -> Tensor:
-        x = prepend(self.cls_token, self.to_patch_embedding(img))
-        return self.dropout(x + self.pos_embedding[:, : x.shape[1]])
 
 
 class CrossViT(nn.Module):
@@ -127,21 +96,23 @@ class CrossViT(nn.Module):
         channels: int = 3,
     ) -> None:
         super().__init__()
-        self.sm_image_embedder = ImageEmbedder(
-            sm_dim, image_size, sm_patch_size, "sm_patch_size", emb_dropout, channels
-        )
-        self.lg_image_embedder = ImageEmbedder(
-            lg_dim, image_size, lg_patch_size, "lg_patch_size", emb_dropout, channels
-        )
-        small = (sm_dim, sm_enc_depth, sm_enc_heads, sm_enc_mlp_dim, sm_enc_dim_head, dropout)
-        large = (lg_dim, lg_enc_depth, lg_enc_heads, lg_enc_mlp_dim, lg_enc_dim_head, dropout)
+
+        def embedder(dim: int, patch_size: int, name: str) -> Embedder:
+            count = quotient("image_size", image_size, name, patch_size) ** 2
+            return Embedder(patch_embedding(dim, patch_size, channels), count, dim, emb_dropout)
+
+        self.sm_image_embedder = embedder(sm_dim, sm_patch_size, "sm_patch_size")
+        self.lg_image_embedder = embedder(lg_dim, lg_patch_size, "lg_patch_size")
+        small = (sm_dim, sm_enc_depth, sm_enc_heads, sm_enc_dim_head, sm_enc_mlp_dim, dropout)
+        large = (lg_dim, lg_enc_depth, lg_enc_heads, lg_enc_dim_head, lg_enc_mlp_dim, dropout)
         across = (sm_dim, lg_dim, cross_attn_depth, cross_attn_heads, cross_attn_dim_head, dropout)
         self.multi_scale_encoder = MultiScaleEncoder(
-            [(Encoder(*small), Encoder(*large), CrossTransformer(*across)) for _ in range(depth)]
+            (encoder(*small, split_kv=True), encoder(*large, split_kv=True), CrossTransformer(*across))
+            for _ in range(depth)
         )
         self.sm_mlp_head = norm_head(sm_dim, num_classes)
         self.lg_mlp_head = norm_head(lg_dim, num_classes)
 
     def forward(self, img: Tensor) -> Tensor:
-        small, large = self.multi_scale_encoder(self.sm_image_embedder(img), self.lg_image_embedder(img))
+        small, large = self.multi_scale_encoder(self.sm_image_embedder.embed(img), self.lg_image_embedder.embed(img))
         return self.sm_mlp_head(small[:, 0]) + self.lg_mlp_head(large[:, 0])

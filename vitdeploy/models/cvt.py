@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from einops.layers.torch import Reduce
 from torch import Tensor, nn
 
@@ -35,20 +37,12 @@ class ConvolvedAttention(MapAttention):
         return self.to_q(x), *self.to_kv(x).chunk(2, dim=-1)
 
 
-def stage(
-    channels: int,
-    dim: int,
-    emb: tuple[int, int],
-    proj: tuple[int, int],
-    heads: int,
-    depth: int,
-    mlp_mult: int,
-    dropout: float,
-) -> nn.Sequential:
-    """A convolution to tokens by `emb` (kernel, stride), then a transformer whose projections are by `proj`."""
-    attentions = [ConvolvedAttention(dim, *proj, heads, 64, dropout) for _ in range(depth)]
+def stage(channels: int, dim: int, sizes: tuple[int, ...], dropout: float) -> nn.Sequential:
+    """A convolution to tokens, then a transformer; `sizes` are in the order of CvT's arguments."""
+    kernel, stride, proj_kernel, kv_stride, heads, depth, mlp_mult = sizes
+    attentions = [ConvolvedAttention(dim, proj_kernel, kv_stride, heads, 64, dropout) for _ in range(depth)]
     blocks = [(attention, MapFeedForward(dim, mlp_mult, dropout)) for attention in attentions]
-    embed = MapConv(channels, dim, emb[0], emb[1], emb[0] // 2)
+    embed = MapConv(channels, dim, kernel, stride, kernel // 2)
     return nn.Sequential(embed, ChannelNorm(dim), Transformer(dim, blocks, norm=False))
 
 
@@ -95,22 +89,15 @@ class CvT(nn.Module):
         channels: int = 3,
     ) -> None:
         super().__init__()
-        kernels = {"s1_proj_kernel": s1_proj_kernel, "s2_proj_kernel": s2_proj_kernel, "s3_proj_kernel": s3_proj_kernel}
-        for name, kernel in kernels.items():
+        for number, kernel in enumerate((s1_proj_kernel, s2_proj_kernel, s3_proj_kernel), 1):
             if kernel % 2 == 0:
-                raise ValueError(f"{name} ({kernel}) must be odd")
-        emb1, emb2, emb3 = (
-            (s1_emb_kernel, s1_emb_stride),
-            (s2_emb_kernel, s2_emb_stride),
-            (s3_emb_kernel, s3_emb_stride),
-        )
-        proj1, proj2 = (s1_proj_kernel, s1_kv_proj_stride), (s2_proj_kernel, s2_kv_proj_stride)
-        proj3 = (s3_proj_kernel, s3_kv_proj_stride)
-        self.layers = nn.Sequential(
-            stage(channels, s1_emb_dim, emb1, proj1, s1_heads, s1_depth, s1_mlp_mult, dropout),
-            stage(s1_emb_dim, s2_emb_dim, emb2, proj2, s2_heads, s2_depth, s2_mlp_mult, dropout),
-            stage(s2_emb_dim, s3_emb_dim, emb3, proj3, s3_heads, s3_depth, s3_mlp_mult, dropout),
-        )
+                raise ValueError(f"s{number}_proj_kernel ({kernel}) must be odd")
+        s1 = s1_emb_kernel, s1_emb_stride, s1_proj_kernel, s1_kv_proj_stride, s1_heads, s1_depth, s1_mlp_mult
+        s2 = s2_emb_kernel, s2_emb_stride, s2_proj_kernel, s2_kv_proj_stride, s2_heads, s2_depth, s2_mlp_mult
+        s3 = s3_emb_kernel, s3_emb_stride, s3_proj_kernel, s3_kv_proj_stride, s3_heads, s3_depth, s3_mlp_mult
+        widths = pairwise((channels, s1_emb_dim, s2_emb_dim, s3_emb_dim))
+        stages = zip(widths, (s1, s2, s3), strict=True)
+        self.layers = nn.Sequential(*(stage(*ends, sizes, dropout) for ends, sizes in stages))
         pool = Reduce("b h w c -> b c", "mean")
         self.to_logits = nn.Sequential(pool, nn.Identity(), nn.Linear(s3_emb_dim, num_classes))
 

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitdeploy.models.recorder import Wrapper
 
-class Extractor(nn.Module):
+
+class Extractor(Wrapper):
     """Wraps a model: images to (what the model gives, what the layer gives).
 
     The layer is hooked for the time of a run alone, so that a traced Extractor gives the same each time.
@@ -34,26 +36,17 @@ class Extractor(nn.Module):
         return_embeddings_only: bool = False,
         detach: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(vit, device)
         found = layer if layer is not None else getattr(vit, layer_name, None)
         if not isinstance(found, nn.Module):
             raise ValueError(f"layer_name ({layer_name!r}) is no layer of the model")
-        self.vit = vit
-        self.device = device
         self.layer = [found]  # in a list, so that it is not registered a second time
         self.layer_save_input = layer_save_input
         self.return_embeddings_only = return_embeddings_only
         self.detach = detach
-        self.ejected = False
-
-    def eject(self) -> nn.Module:
-        """The model without the wrapper, which runs no more."""
-        self.ejected = True
-        return self.vit
 
     def forward(self, img: Tensor, return_embeddings_only: bool = False) -> Any:
-        if self.ejected:
-            raise RuntimeError("This extractor has been ejected.")
+        self.check()
         found: list[Any] = []
         hook = self.layer[0].register_forward_hook(
             lambda _, inputs, output: found.append(inputs if self.layer_save_input else output)

@@ -8,7 +8,7 @@ from einops import rearrange
 from einops.layers.torch import Reduce
 from torch import Tensor, nn
 
-from vitdeploy.models.blocks import Transformer, out_projection, pair, parts
+from vitdeploy.models.blocks import FeedForward, Transformer, out_projection, pair, parts
 from vitdeploy.models.layers import attend
 
 
@@ -35,18 +35,6 @@ class InvertedResidual(nn.Module):
         return x + self.conv(x) if self.residual else self.conv(x)
 
 
-class FeedForward(nn.Module):
-    """Norm, Linear, SiLU, Linear."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        inner = [nn.Linear(dim, hidden), nn.SiLU(), nn.Identity(), nn.Linear(hidden, dim)]  # theirs has dropout there
-        self.net = nn.Sequential(nn.LayerNorm(dim), *inner)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
-
-
 class PixelAttention(nn.Module):
     """Attention among pixels that have the same place in their patch: (B, places, patches, dim), 4 heads of 8."""
 
@@ -69,7 +57,7 @@ class MobileViTBlock(nn.Module):
         self.patch = patch
         self.conv1 = nn.Sequential(*conv(channel, channel, kernel))
         self.conv2 = nn.Sequential(*conv(channel, dim))
-        blocks = ((PixelAttention(dim), FeedForward(dim, mlp_dim)) for _ in range(depth))
+        blocks = ((PixelAttention(dim), FeedForward(dim, mlp_dim, act=nn.SiLU)) for _ in range(depth))
         self.transformer = Transformer(dim, blocks, norm=False)
         self.conv3 = nn.Sequential(*conv(dim, channel))
         self.conv4 = nn.Sequential(*conv(2 * channel, channel, kernel))

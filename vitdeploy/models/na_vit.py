@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from vitdeploy.models.blocks import FeedForward, MaskedAttention, MaskedTransformer, Variant, grid, mask_bias
+from vitdeploy.models.blocks import FeedForward, MaskedAttention, Size, Transformer, Variant, grid, mask_bias
 
 Dropped = Callable[[int, int], float]  # the share of tokens that an image of this height and width loses
 Images = Sequence[Tensor] | Sequence[Sequence[Tensor]]
@@ -182,7 +182,7 @@ class NaViT(Variant):
     def __init__(
         self,
         *,
-        image_size: Any,
+        image_size: Size,
         patch_size: int,
         num_classes: int,
         dim: int,
@@ -213,7 +213,7 @@ class NaViT(Variant):
             return net
 
         blocks = ((attention(dim, heads, dim_head, dropout), ff()) for _ in range(depth))
-        self.transformer = MaskedTransformer(dim, blocks)
+        self.transformer = Transformer(dim, blocks)
         self.transformer.norm = norm(dim)  # type: ignore[assignment]
         self.attn_pool_queries = nn.Parameter(torch.randn(dim))
         self.attn_pool = attention(dim, heads, dim_head, 0.0)
@@ -272,7 +272,7 @@ class NaViT(Variant):
         """
         same = image_ids[:, None, :, None] == image_ids[:, None, None, :]
         asked = slots[:, None] == image_ids[:, None, None, :]
-        x = self.transformer(self.embed(patches, positions), mask_bias(same, patches.dtype))
+        x = self.transformer(self.embed(patches, positions), bias=mask_bias(same, patches.dtype))
         # One query a slot, without a shape to expand to.
         queries = (slots >= 0).to(x.dtype)[None, :, None] * self.attn_pool_queries
         return self.mlp_head(self.to_latent(self.pool(queries, x, mask_bias(asked, x.dtype))))
@@ -283,7 +283,7 @@ class NaViT(Variant):
         return self.dropout(self.to_patch_embedding(patches) + where)
 
     def pool(self, queries: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
-        return self.attn_pool(queries, x, bias) + queries
+        return self.attn_pool(queries, x, bias=bias) + queries
 
 
 class PackedNaViT(NaViT):

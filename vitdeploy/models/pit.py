@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vitdeploy.errors import UsageError
 from vitdeploy.models import layers
-from vitdeploy.models.blocks import Attention, FeedForward, Transformer, norm_head, of_stages, prepend
+from vitdeploy.models.blocks import Embedder, encoder, norm_head, of_stages, prepend
 from vitdeploy.models.vision_transformer import check_pool
 
 
@@ -46,7 +46,7 @@ class Pool(nn.Module):
         return torch.cat((self.cls_ff(x[:, :1]), rearrange(pooled, "b c h w -> b (h w) c")), dim=1)
 
 
-class PiT(nn.Module):
+class PiT(Embedder):
     """Images (B, channels, image_size, image_size) to logits (B, num_classes).
 
     Args:
@@ -72,22 +72,16 @@ class PiT(nn.Module):
         emb_dropout: float = 0.0,
         channels: int = 3,
     ) -> None:
-        super().__init__()
         if image_size % patch_size or patch_size < 2:
             raise ValueError(f"patch_size ({patch_size}) must be 2 or more and divide image_size ({image_size})")
         if not isinstance(depth, tuple):
             raise ValueError(f"depth ({depth}) must be a tuple: the layers of each stage")
         every = of_stages("heads", heads, len(depth))
         rows = (image_size - patch_size) // (patch_size // 2) + 1
-        self.to_patch_embedding = OverlappingPatches(dim, patch_size, channels)
-        self.pos_embedding = nn.Parameter(torch.randn(1, rows * rows + 1, dim))
-        self.cls_token = nn.Parameter(torch.randn(1, 1, dim))
-        self.dropout = nn.Dropout(emb_dropout)
+        super().__init__(OverlappingPatches(dim, patch_size, channels), rows * rows, dim, emb_dropout)
         layers: list[nn.Module] = []
         for stage, (count, of_stage) in enumerate(zip(depth, every, strict=True)):
-            attentions = [Attention(dim, of_stage, dim_head, dropout) for _ in range(count)]
-            blocks = [(attention, FeedForward(dim, mlp_dim, dropout)) for attention in attentions]
-            layers.append(Transformer(dim, blocks, norm=False))
+            layers.append(encoder(dim, count, of_stage, dim_head, mlp_dim, dropout, norm=False))
             if stage < len(depth) - 1:
                 layers.append(Pool(dim, rows))
                 dim, rows = dim * 2, (rows + 1) // 2
@@ -95,8 +89,7 @@ class PiT(nn.Module):
         self.mlp_head = norm_head(dim, num_classes)
 
     def forward(self, img: Tensor) -> Tensor:
-        x = prepend(self.cls_token, self.to_patch_embedding(img))
-        return self.mlp_head(self.layers(self.dropout(x + self.pos_embedding[:, : x.shape[1]]))[:, 0])
+        return self.mlp_head(self.layers(self.embed(img))[:, 0])
 
 
 class ConvEmbedding(nn.Module):

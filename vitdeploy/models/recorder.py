@@ -10,7 +10,25 @@ from torch import Tensor, nn
 from vitdeploy.models.layers import attention_recorded
 
 
-class Recorder(nn.Module):
+class Wrapper(nn.Module):
+    """Round a model, until it is ejected."""
+
+    def __init__(self, vit: nn.Module, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        self.vit, self.device = vit, device
+        self.ejected = False
+
+    def eject(self) -> nn.Module:
+        """The model without the wrapper, which runs no more."""
+        self.ejected = True
+        return self.vit
+
+    def check(self) -> None:
+        if self.ejected:
+            raise RuntimeError(f"This {type(self).__name__.lower()} has been ejected.")
+
+
+class Recorder(Wrapper):
     """Wraps a model: images to (what the model gives, attention maps).
 
     The maps are (B, layers, heads, query tokens, key tokens), without gradients; a tuple of (B, heads, ...) each where
@@ -22,20 +40,8 @@ class Recorder(nn.Module):
         device: where the maps go; None leaves them where the images are.
     """
 
-    def __init__(self, vit: nn.Module, device: torch.device | str | None = None) -> None:
-        super().__init__()
-        self.vit = vit
-        self.device = device
-        self.ejected = False
-
-    def eject(self) -> nn.Module:
-        """The model without the wrapper, which runs no more."""
-        self.ejected = True
-        return self.vit
-
     def forward(self, img: Tensor) -> tuple[Any, Tensor | tuple[Tensor, ...] | None]:
-        if self.ejected:
-            raise RuntimeError("This recorder has been ejected.")
+        self.check()
         with attention_recorded() as found:
             pred = self.vit(img)
         maps = tuple(attn.detach().to(self.device or img.device) for attn in found)

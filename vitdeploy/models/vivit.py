@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -14,29 +11,25 @@ from vitdeploy.models.blocks import (
     Attention,
     FeedForward,
     MaskedAttention,
-    MaskedTransformer,
+    Size,
     Transformer,
+    checked_pool,
     mask_bias,
     pair,
+    parts,
     prepend,
     video_embedding,
     video_grid,
 )
 
 
-class FactorizedTransformer(nn.Module):
+class FactorizedTransformer(Transformer):
     """Over (B, f, n, dim), each of `blocks` attends within a frame, then along the frames, then takes its MLP."""
 
-    def __init__(self, dim: int, blocks: Iterable[tuple[nn.Module, nn.Module, nn.Module]]) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(dim)
-        self.layers = nn.ModuleList(nn.ModuleList(block) for block in blocks)
-
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:  # type: ignore[override]
         if bias is not None:
             bias = bias[:, None]
-        layers: Any = self.layers
-        for spatial, temporal, ff in layers:
+        for spatial, temporal, ff in parts(self.layers):
             x = (x + spatial(x)).transpose(1, 2)
             x = x + temporal(x, bias=bias)
             x = (x + ff(x)).transpose(1, 2)
@@ -63,8 +56,8 @@ class ViViT(nn.Module):
     def __init__(
         self,
         *,
-        image_size: Any,
-        image_patch_size: Any,
+        image_size: Size,
+        image_patch_size: Size,
         frames: int,
         frame_patch_size: int,
         num_classes: int,
@@ -82,14 +75,12 @@ class ViViT(nn.Module):
         use_flash_attn: bool = True,
     ) -> None:
         super().__init__()
-        if pool not in ("cls", "mean"):
-            raise ValueError(f"pool ({pool!r}) must be 'cls' or 'mean'")
         if variant not in ("factorized_encoder", "factorized_self_attention"):
             raise ValueError(f"variant ({variant!r}) must be 'factorized_encoder' or 'factorized_self_attention'")
         length, rows, columns = video_grid(frames, frame_patch_size, image_size, image_patch_size)
         self.patch_size = pair(image_patch_size)
         self.frame_patch_size = frame_patch_size
-        self.pool, self.variant = pool, variant
+        self.pool, self.variant = checked_pool(pool), variant
         self.to_patch_embedding = video_embedding(dim, frame_patch_size, image_patch_size, channels, "f (h w)")
         self.pos_embedding = nn.Parameter(torch.randn(1, length, rows * columns, dim))
         self.dropout = nn.Dropout(emb_dropout)
@@ -106,9 +97,9 @@ class ViViT(nn.Module):
         self.spatial_cls_token = token()
         if variant == "factorized_encoder":
             self.temporal_cls_token = token()
-            self.spatial_transformer = Transformer(dim, ((attention(Attention), ff()) for _ in range(spatial_depth)))
-            self.temporal_transformer = MaskedTransformer(
-                dim, ((attention(MaskedAttention), ff()) for _ in range(temporal_depth))
+            self.spatial_transformer, self.temporal_transformer = (
+                Transformer(dim, ((attention(kind), ff()) for _ in range(depth)))
+                for kind, depth in ((Attention, spatial_depth), (MaskedAttention, temporal_depth))
             )
         elif spatial_depth != temporal_depth:
             raise ValueError(f"temporal_depth ({temporal_depth}) must be spatial_depth ({spatial_depth})")
@@ -136,7 +127,7 @@ class ViViT(nn.Module):
         if self.temporal_cls_token is not None:
             x = prepend(self.temporal_cls_token, x)
             mask = None if mask is None else F.pad(mask, (1, 0), value=True)
-        x = self.temporal_transformer(x, None if mask is None else mask_bias(mask, x.dtype))
+        x = self.temporal_transformer(x, bias=None if mask is None else mask_bias(mask, x.dtype))
         return x.mean(dim=1) if self.pool == "mean" else x[:, 0]
 
     def together(self, x: Tensor, mask: Tensor | None) -> Tensor:

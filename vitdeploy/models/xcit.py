@@ -4,6 +4,7 @@ neighbouring patches talk (El-Nouby et al., 2106.09681). `XCiT` is vit-pytorch's
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -11,16 +12,15 @@ from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 
 from vitdeploy.models.blocks import (
+    Block,
     FeedForward,
     PatchLinear,
-    norm_head,
     out_projection,
-    patch_embedding,
     prepend,
     quotient,
     unit,
 )
-from vitdeploy.models.cait import ClassAttention, ClassAttn, Transformer
+from vitdeploy.models.cait import CaiT, ClassAttention, ClassAttn
 from vitdeploy.models.layers import DropPath, Mlp, attend, to_pair
 from vitdeploy.models.vision_transformer import check_image_size, check_pool
 
@@ -68,60 +68,35 @@ class LocalPatchInteraction(nn.Module):
         return self.net(x)
 
 
-class XCiT(nn.Module):
-    """Images (B, 3, image_size, image_size) to logits (B, num_classes).
-
-    Args:
-        depth, cls_depth: layers without and with the class token, which attends as CaiT's does.
-        layer_dropout: probability of leaving a layer out while training; vit-pytorch also draws it in eval.
+class XCiT(CaiT):
+    """Images (B, 3, image_size, image_size) to logits (B, num_classes); arguments and errors are CaiT's, and more.
 
     Raises:
-        ValueError: patches that do not fill the image, or an even kernel.
+        ValueError: an even kernel.
     """
 
-    def __init__(
-        self,
-        *,
-        image_size: int,
-        patch_size: int,
-        num_classes: int,
-        dim: int,
-        depth: int,
-        cls_depth: int,
-        heads: int,
-        mlp_dim: int,
-        dim_head: int = 64,
-        dropout: float = 0.0,
-        emb_dropout: float = 0.0,
-        local_patch_kernel_size: int = 3,
-        layer_dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        rows = quotient("image_size", image_size, "patch_size", patch_size)
-        self.to_patch_embedding = patch_embedding(dim, patch_size, flat=False)
-        self.pos_embedding = nn.Parameter(torch.randn(1, rows * rows, dim))
-        self.cls_token = nn.Parameter(torch.randn(dim))
-        self.dropout = nn.Dropout(emb_dropout)
+    shape = ()
+    flat = False
 
-        def layer() -> tuple[nn.Module, ...]:
-            near = LocalPatchInteraction(dim, local_patch_kernel_size)
-            return XCAttention(dim, heads, dim_head, dropout), near, FeedForward(dim, mlp_dim, dropout)
+    def __init__(self, *, local_patch_kernel_size: int = 3, **cait: Any) -> None:
+        self.kernel_size = local_patch_kernel_size
+        super().__init__(**cait)
+        self.xcit_transformer = self.patch_transformer
+        del self.patch_transformer
+        self.final_norm = nn.LayerNorm(cait["dim"])
 
-        def last() -> tuple[nn.Module, ...]:
-            return ClassAttention(dim, heads, dim_head, dropout), FeedForward(dim, mlp_dim, dropout)
+    def make_block(self, dim: int, heads: int, dim_head: int, mlp_dim: int, dropout: float) -> Block:
+        near = LocalPatchInteraction(dim, self.kernel_size)
+        return XCAttention(dim, heads, dim_head, dropout), near, FeedForward(dim, mlp_dim, dropout)
 
-        self.xcit_transformer = Transformer((dim,), depth, layer, layer_dropout)
-        self.final_norm = nn.LayerNorm(dim)
-        self.cls_transformer = Transformer((dim,), cls_depth, last, layer_dropout)
-        self.mlp_head = norm_head(dim, num_classes)
+    def make_class_block(self, dim: int, heads: int, dim_head: int, mlp_dim: int, dropout: float) -> Block:
+        return ClassAttention(dim, heads, dim_head, dropout), FeedForward(dim, mlp_dim, dropout)
 
     def forward(self, img: Tensor) -> Tensor:
         x = self.to_patch_embedding(img)
         rows, columns = x.shape[1:3]
         x = x + self.pos_embedding[:, : rows * columns].unflatten(1, (rows, columns))
-        x = self.final_norm(self.xcit_transformer(self.dropout(x))).flatten(1, 2)
-        token = prepend(self.cls_token[None], x[:, :1])[:, :1]
-        return self.mlp_head(self.cls_transformer(token, context=x)[:, 0])
+        return self.classify(self.final_norm(self.xcit_transformer(self.dropout(x))).flatten(1, 2))
 
 
 class ConvPatchEmbed(nn.Module):
