@@ -49,6 +49,8 @@ HEADS = ("name", "parameters, M", "GMACs", "nodes", "of theirs", "left over in t
 
 def peer(entry: zoo.Entry, built: Built, file: Path) -> torch.nn.Module:
     """vit-pytorch's module with the same weights, exported bare."""
+    if built.spec.input.packing is not None:
+        raise ValueError("takes lists of images")
     module, _, attribute = entry.target.partition(":")
     made = getattr(importlib.import_module(f"vit_pytorch.{module}"), attribute)
     theirs = made(**dict(built.spec.config)).eval()
@@ -65,7 +67,7 @@ def peer(entry: zoo.Entry, built: Built, file: Path) -> torch.nn.Module:
 
 def row(name: str, seconds: float, folder: Path) -> list[str]:
     entry, built = zoo.find(name), build(zoo.PREFIX + name)
-    graph = trace(built.module, built.spec.input.shape)
+    graph = trace(built.module, built.spec.input)
     optimise(graph)
     about = summarize(graph)
     (ours,) = save(graph, folder / "ours.onnx")[:1]
