@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -74,6 +74,7 @@ class Program:
         batch: a fixed size, or (min, opt, max).
         io_precision: of the input and the output: 'fp32' or 'fp16'.
         samples: float32 (B, C, H, W), as the module takes them, real ones first.
+        images: a fresh pass over the images to calibrate on, at most so many at once: float32 (n, C, H, W).
     """
 
     module: nn.Module
@@ -81,6 +82,7 @@ class Program:
     batch: int | tuple[int, int, int]
     io_precision: str
     samples: Sequence[np.ndarray]
+    images: Callable[[int], Iterable[np.ndarray]] = field(default=lambda size: ())
 
 
 @dataclass(frozen=True)
@@ -191,12 +193,14 @@ class Backend(ABC):
         source: 'graph' (compiles from the ONNX graph) or 'program' (from the PyTorch module).
         usual_device: what an empty RunOptions.device means.
         runs_code: opening one of its files runs machine code that is in it.
+        dynamic_batch: whether its files can take batches of several sizes.
     """
 
     name: str
     source: str = "graph"
     usual_device: str = "cpu"
     runs_code: bool = False
+    dynamic_batch: bool = True
 
     @abstractmethod
     def capabilities(self) -> Capabilities: ...

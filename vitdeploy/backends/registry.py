@@ -17,6 +17,7 @@ GROUP = "vitdeploy.backends"
 # Listed here as well, so that they are found when the installed metadata is older than the code.
 BUILT_IN = {
     "inductor": "vitdeploy.backends.inductor:InductorBackend",
+    "litert": "vitdeploy.backends.litert:LiteRtBackend",
     "onnxruntime": "vitdeploy.backends.onnxruntime:OnnxRuntimeBackend",
     "openvino": "vitdeploy.backends.openvino:OpenVinoBackend",
     "tensorrt": "vitdeploy.backends.tensorrt:TensorRtBackend",

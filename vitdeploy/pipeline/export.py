@@ -15,6 +15,7 @@ from vitdeploy.pipeline.precision import lowest_opset, own_report, precision_not
 from vitdeploy.pipeline.request import ExportRequest, Listener, Steps, request_record
 from vitdeploy.pipeline.sources import run_candidate, source_of
 from vitdeploy.pipeline.triton import caveats, lay_out
+from vitdeploy.quantize.options import Int8Options
 from vitdeploy.report.tables import mb
 from vitdeploy.spec import CALIBRATED, OUTPUTS, ModelSpec
 
@@ -57,6 +58,11 @@ def settled(request: ExportRequest) -> ExportRequest:
     backend = registry.get(request.backend)
     if backend.source != "graph" and request.build.outputs != OUTPUTS[:1]:
         raise UsageError(f"{request.backend} gives logits alone: --outputs is not for it.")
+    own = request.scheme is None and request.int8 == Int8Options() and not request.sensitivity
+    if backend.source != "graph" and not own:
+        raise UsageError(f"{request.backend} quantises with its own tools: options of ours for int8 are not for it.")
+    if not isinstance(request.batch, int) and not backend.dynamic_batch:
+        raise UsageError(f"Files of {request.backend} have a fixed batch.", fix=f"Use --batch {request.batch[1]}.")
     request = replace(request, run=backend.settled(request.run))
     return replace(request, opset=settled_opset(request))
 

@@ -16,12 +16,12 @@ from vitdeploy.export.trace import OPSET
 from vitdeploy.models.build import Built
 from vitdeploy.pipeline.precision import Job, convert, range_samples
 from vitdeploy.pipeline.request import ExportRequest, Listener, Steps
+from vitdeploy.spec import CALIBRATED, ModelSpec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     from torch import nn
 
-    from vitdeploy.spec import ModelSpec
     from vitdeploy.verify.bisect import Departure
     from vitdeploy.verify.collect import Case, Collected
     from vitdeploy.verify.compare import Verification
@@ -135,11 +135,19 @@ class ProgramSource(Source):
     unnamed = "No node is named: the compiled program shows no tensors but its outputs."
 
     def __init__(self, request: ExportRequest, built: Built, steps: Steps, cases: Sequence[Case]) -> None:
+        from vitdeploy.pipeline.calibration import as_images, calibration_images
+
         self._request = request
         if len(built.spec.input.tensors) > 1:
             raise UnsupportedModel(f"{request.backend} compiles models of one input, and this takes packed images.")
         shape, samples = built.spec.input.shape, range_samples(request, cases)
-        self.program: Program | None = Program(built.module, shape, request.batch, request.io_precision, samples)
+        self._steps = steps
+        calibrated = request.precision in CALIBRATED
+        self._images = calibration_images(request, built.spec.input) if calibrated else None
+        images = {} if self._images is None else {"images": as_images(self._images).batches}
+        self.program: Program | None = Program(
+            built.module, shape, request.batch, request.io_precision, samples, **images
+        )
         self.passes, self.applied = [], {"precision": request.precision}
         self.facts = {"parameters": built.parameters, "macs": module_macs(built.module, shape)}
 
@@ -147,6 +155,14 @@ class ProgramSource(Source):
         assert self.program is not None
         files = backend.compile_program(self.program, folder, self._request.run, self._request.precision)
         self.applied |= backend.compile_report(files[0])
+        if self._images is not None:
+            from vitdeploy.pipeline.calibration import RANDOM_NOTE, tell_skipped
+
+            tell_skipped(self._images, self._steps)
+            if self._request.calib_random:
+                self._steps.note(RANDOM_NOTE)
+            seen = {"images": len(self._images.kept), "source": self._images.source, "digest": self._images.digest()}
+            self.applied.setdefault(self._request.precision, {}).update(seen)
         return files
 
     def close(self) -> None:

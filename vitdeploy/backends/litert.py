@@ -1,0 +1,198 @@
+"""LiteRT (once TensorFlow Lite): a .tflite file, made by litert-torch, run by ai-edge-litert with XNNPACK."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from vitdeploy.backends.base import (
+    Backend,
+    Capabilities,
+    Census,
+    Program,
+    RunOptions,
+    Session,
+    TensorSpec,
+    closed_session_error,
+)
+from vitdeploy.errors import BackendError, MissingDependency, UnsupportedModel, UsageError
+
+INSTALL = "pip install 'vitdeploy[litert]'"
+IDENTIFIER = slice(4, 8), b"TFL3"  # where a file says what it is (the flatbuffer's file_identifier)
+PRECISIONS = {
+    "fp32": "fp32 compute",
+    "fp16": "fp16 storage, fp32 compute; fp16 compute where XNNPACK has it",
+    "int8": "int8 compute of products with weights, fp32 around them",
+    "int8-dynamic": "int8 compute of products with weights, activations rounded as they come",
+    "int8-weights": "int8 storage, fp32 compute",
+}
+
+
+class LiteRtBackend(Backend):
+    """The artifact is a .tflite file of a fixed batch, with the signature `image` to `logits`."""
+
+    name = "litert"
+    source = "program"
+    dynamic_batch = False
+
+    def capabilities(self) -> Capabilities:
+        found = installed("ai-edge-litert")
+        if found is None:
+            return Capabilities(False, reason="ai-edge-litert is not installed", fix=INSTALL)
+        can = Capabilities(True, found, ("cpu",), PRECISIONS)
+        if installed("litert-torch") is None:
+            can = replace(can, reason="files can be opened but not made: litert-torch is not installed", fix=INSTALL)
+        return can
+
+    def made(self, model: Path) -> bool:
+        where, what = IDENTIFIER
+        try:
+            with model.open("rb") as file:
+                return file.read(8)[where] == what
+        except OSError:
+            return False
+
+    def describe(self, model: Path) -> dict[str, Any]:
+        from vitdeploy.backends.litert_file import products, read
+
+        found = read(model)
+        return {
+            "format": "LiteRT flatbuffer",
+            "inputs": [asdict(spec) for spec in found.inputs],
+            "outputs": [asdict(spec) for spec in found.outputs],
+            "ops": {op: sum(kinds.values()) for op, kinds in found.census.ops.items()},
+            "compute": dict(found.census.compute),
+            "macs": sum(one["macs"] for one in products(found)),
+        }
+
+    def compile_report(self, model: Path) -> dict[str, Any]:
+        from vitdeploy.backends.litert_file import products, read
+
+        ops = products(read(model))
+        of_int8 = sum(one["macs"] for one in ops if one["precision"] == "int8")
+        if of_int8:
+            report = {"ops": ops, "macs": sum(one["macs"] for one in ops), "quantised_macs": of_int8}
+            return {"int8": report, "int8-dynamic": report}
+        stored = [{**one, "precision": one["stored"]} for one in ops]
+        of_int8 = any(one["precision"] == "int8" for one in stored)
+        return {"int8-weights": {"bits": 8, "ops": stored}} if of_int8 else {}
+
+    def _compile_program(self, program: Program, folder: Path, options: RunOptions, precision: str) -> list[Path]:
+        import torch
+
+        from vitdeploy.backends import isolate
+        from vitdeploy.backends.litert_file import convert
+        from vitdeploy.export.program import export_program
+        from vitdeploy.export.trace import quiet
+
+        check(options)
+        if installed("litert-torch") is None:
+            raise MissingDependency("litert-torch, which makes .tflite files, is not installed.", fix=INSTALL)
+        if precision not in PRECISIONS:
+            raise UnsupportedModel(f"LiteRT has no {precision}.")
+        if not isinstance(program.batch, int):
+            raise UnsupportedModel("litert-torch makes files of a fixed batch.", fix="Export with --batch 1, or 4.")
+        if program.io_precision != "fp32":
+            raise UnsupportedModel(f"LiteRT's inputs and outputs are fp32, not {program.io_precision}.")
+        model = folder / "model.tflite"
+        with TemporaryDirectory(prefix="vitdeploy-") as name:
+            saved, images = Path(name) / "program.pt2", Path(name) / "images.npy"
+            with quiet():
+                torch.export.save(export_program(program.module, program.shape, batch=program.batch), saved)
+            if precision == "int8":
+                np.save(images, whole(program.images(program.batch), program.batch))
+            shape = (program.batch, *program.shape)
+            isolate.call(convert, saved, model, shape, precision, images, what="LiteRT's converter")
+        return [model]
+
+    def _open(self, model: Path, options: RunOptions) -> Session:
+        check(options)
+        if installed("ai-edge-litert") is None:
+            raise MissingDependency("ai-edge-litert is not installed.", fix=INSTALL)
+        if not model.is_file() or not self.made(model):
+            raise UsageError(f"{model} is not a LiteRT file.")
+        return LiteRtSession(model, options)
+
+
+class LiteRtSession(Session):
+    """An interpreter with XNNPACK. `native` is ai-edge-litert's Interpreter, None once closed."""
+
+    def __init__(self, model: Path, options: RunOptions) -> None:
+        from ai_edge_litert.interpreter import Interpreter
+
+        from vitdeploy.backends.litert_file import specs
+
+        try:
+            self.native: Any = Interpreter(str(model), num_threads=options.threads or None)
+            self.native.allocate_tensors()
+        except Exception as error:  # a damaged file, which it verifies first
+            raise UsageError(f"{model} is not a LiteRT file that can be opened: {words(error)}.") from error
+        self._model = model
+        (self.inputs, self._in), (self.outputs, self._out) = specs(self.native)
+
+    def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if self.native is None:
+            raise closed_session_error("LiteRT")
+        try:
+            for spec in self.inputs:
+                array = feeds[spec.name]
+                native = np.asarray(array, array.dtype.newbyteorder("="), order="C")
+                self.native.set_tensor(self._in[spec.name], native)
+            self.native.invoke()
+            return {spec.name: self.native.get_tensor(self._out[spec.name]) for spec in self.outputs}
+        except Exception as error:
+            raise BackendError(f"LiteRT failed: {words(error)}.") from error
+
+    def census(self) -> Census:
+        """Ops of the file, by the types that they are given: XNNPACK, which runs them, tells no more."""
+        from vitdeploy.backends.litert_file import read
+
+        if self.native is None:
+            raise closed_session_error("LiteRT")
+        return read(self._model).census
+
+    def close(self) -> None:
+        self.native = None
+
+
+def asdict(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
+
+
+def whole(batches: Iterable[np.ndarray], size: int) -> np.ndarray:
+    """All of the images, float32 (N, C, H, W), the last batch filled up with its first ones."""
+    return np.concatenate([batch[np.arange(size) % len(batch)] for batch in batches])
+
+
+def check(options: RunOptions) -> None:
+    """Raises UsageError on what LiteRT has no use for."""
+    if options.device != "cpu":
+        raise UsageError(f"LiteRT runs on the CPU here, not on '{options.device}'.", fix="Use --device cpu.")
+    if options.threads < 0:
+        raise UsageError(f"threads is {options.threads}: give 0 (LiteRT's own number) or more.")
+    if options.provider is not None:
+        raise UsageError(f"LiteRT has no provider '{options.provider}'.")
+    if options.optimization != "all":
+        raise UsageError(f"LiteRT always optimises the whole graph: it has no '{options.optimization}'.")
+    if options.provider_options:
+        raise UsageError(f"LiteRT does not take the option {next(iter(options.provider_options))}.")
+
+
+def installed(package: str) -> str | None:
+    """The version of a package that is installed, or None."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def words(error: BaseException) -> str:
+    """An error of a library on one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(".")[:300]
