@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from vitdeploy import api
 from vitdeploy.backends import litert as backend_module
 from vitdeploy.backends.base import Program, RunOptions
 from vitdeploy.backends.litert import LiteRtBackend
-from vitdeploy.errors import MissingDependency, UnsupportedModel, UsageError
+from vitdeploy.errors import BackendError, MissingDependency, UnsupportedModel, UsageError
 
 SMALL: dict[str, Any] = {"image_size": (64, 64), "num_classes": 10}
 PRECISIONS = ("fp32", "fp16", "int8", "int8-dynamic", "int8-weights")
@@ -130,6 +131,20 @@ def test_program_is_refused(
     assert not list(tmp_path.iterdir())
 
 
+def test_damaged_file_is_told_in_a_sentence(backend: LiteRtBackend, tmp_path: Path) -> None:
+    whole = compiled(backend, tmp_path).read_bytes()
+    file = tmp_path / "damaged.tflite"
+    told = []
+    for at in range(8, 500, 61):
+        file.write_bytes(whole[:at] + bytes(8 * [255]) + whole[at + 8 :])
+        try:
+            backend.describe(file)
+        except (UsageError, BackendError) as error:
+            told.append(error.message)
+    assert told
+    assert all(len(message.splitlines()) == 1 for message in told)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -155,8 +170,9 @@ def test_absent_packages_are_told_with_the_command_that_mends_it(
     assert can.fix == "pip install 'vitdeploy[litert]'"
     file = tmp_path / "model.tflite"
     file.write_bytes(bytes(64))
-    with pytest.raises(MissingDependency, match="ai-edge-litert"):
-        LiteRtBackend().open(file, RunOptions())
+    for use in (partial(LiteRtBackend().open, options=RunOptions()), LiteRtBackend().describe):
+        with pytest.raises(MissingDependency, match="ai-edge-litert"):
+            use(file)
     monkeypatch.setattr(backend_module, "installed", lambda package: "2.3.0" if "edge" in package else None)
     can = LiteRtBackend().capabilities()
     assert can.installed

@@ -21,6 +21,7 @@ from vitdeploy.backends.base import (
     TensorSpec,
     closed_session_error,
 )
+from vitdeploy.backends.litert_file import Found, convert, products, read, specs
 from vitdeploy.errors import BackendError, MissingDependency, UnsupportedModel, UsageError
 
 INSTALL = "pip install 'vitdeploy[litert]'"
@@ -59,9 +60,7 @@ class LiteRtBackend(Backend):
             return False
 
     def describe(self, model: Path) -> dict[str, Any]:
-        from vitdeploy.backends.litert_file import products, read
-
-        found = read(model)
+        found = looked_into(model)
         return {
             "format": "LiteRT flatbuffer",
             "inputs": [asdict(spec) for spec in found.inputs],
@@ -72,22 +71,20 @@ class LiteRtBackend(Backend):
         }
 
     def compile_report(self, model: Path) -> dict[str, Any]:
-        from vitdeploy.backends.litert_file import products, read
-
-        ops = products(read(model))
-        of_int8 = sum(one["macs"] for one in ops if one["precision"] == "int8")
-        if of_int8:
-            report = {"ops": ops, "macs": sum(one["macs"] for one in ops), "quantised_macs": of_int8}
-            return {"int8": report, "int8-dynamic": report}
-        stored = [{**one, "precision": one["stored"]} for one in ops]
-        of_int8 = any(one["precision"] == "int8" for one in stored)
-        return {"int8-weights": {"bits": 8, "ops": stored}} if of_int8 else {}
+        found = looked_into(model)
+        ops = products(found)
+        quantised = sum(one["macs"] for one in ops if one["precision"] == "int8")
+        if quantised:  # without ranges, activations are cast within the products
+            report = {"ops": ops, "macs": sum(one["macs"] for one in ops), "quantised_macs": quantised}
+            return {"int8" if found.census.casts else "int8-dynamic": report}
+        if any(one["stored"] == "int8" for one in ops):
+            return {"int8-weights": {"bits": 8, "ops": [{**one, "precision": one["stored"]} for one in ops]}}
+        return {}
 
     def _compile_program(self, program: Program, folder: Path, options: RunOptions, precision: str) -> list[Path]:
         import torch
 
         from vitdeploy.backends import isolate
-        from vitdeploy.backends.litert_file import convert
         from vitdeploy.export.program import export_program
         from vitdeploy.export.trace import quiet
 
@@ -113,8 +110,7 @@ class LiteRtBackend(Backend):
 
     def _open(self, model: Path, options: RunOptions) -> Session:
         check(options)
-        if installed("ai-edge-litert") is None:
-            raise MissingDependency("ai-edge-litert is not installed.", fix=INSTALL)
+        check_installed()
         if not model.is_file() or not self.made(model):
             raise UsageError(f"{model} is not a LiteRT file.")
         return LiteRtSession(model, options)
@@ -125,8 +121,6 @@ class LiteRtSession(Session):
 
     def __init__(self, model: Path, options: RunOptions) -> None:
         from ai_edge_litert.interpreter import Interpreter
-
-        from vitdeploy.backends.litert_file import specs
 
         try:
             self.native: Any = Interpreter(str(model), num_threads=options.threads or None)
@@ -151,8 +145,6 @@ class LiteRtSession(Session):
 
     def census(self) -> Census:
         """Ops of the file, by the types that they are given: XNNPACK, which runs them, tells no more."""
-        from vitdeploy.backends.litert_file import read
-
         if self.native is None:
             raise closed_session_error("LiteRT")
         return read(self._model).census
@@ -182,6 +174,20 @@ def check(options: RunOptions) -> None:
         raise UsageError(f"LiteRT always optimises the whole graph: it has no '{options.optimization}'.")
     if options.provider_options:
         raise UsageError(f"LiteRT does not take the option {next(iter(options.provider_options))}.")
+
+
+def check_installed() -> None:
+    """Raises MissingDependency where files cannot be opened."""
+    if installed("ai-edge-litert") is None:
+        raise MissingDependency("ai-edge-litert, which opens .tflite files, is not installed.", fix=INSTALL)
+
+
+def looked_into(model: Path) -> Found:
+    """What is in a file, read in a child process: it may be anybody's."""
+    from vitdeploy.backends import isolate
+
+    check_installed()
+    return isolate.call(read, model, what="LiteRT")
 
 
 def installed(package: str) -> str | None:
