@@ -101,8 +101,8 @@ def _changed(**changes: Any) -> bytes:
         (b"{}", "schema"),
         (_changed(schema=True), "schema"),
         (_changed(schema="1"), "schema"),
-        (_changed(schema=2), "schema 2, newer"),
-        (_changed(schema=2, surprise=1), "schema 2, newer"),
+        (_changed(schema=3), "schema 3, newer"),
+        (_changed(schema=3, surprise=1), "schema 3, newer"),
         (_changed(files=...), "lacks the field 'files'"),
         (_changed(surprise=1), "'surprise' is not a field"),
         (_changed(files=[]), "'files' is a list, not an object"),
@@ -387,3 +387,41 @@ def test_last_commit_wins_when_two_replace_one_artifact(tmp_path: Path) -> None:
 def test_importing_artifact_imports_no_heavy_package() -> None:
     code = "import sys, vitdeploy.artifact; print([m for m in ('torch', 'onnx', 'onnxruntime') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+# --- amending
+
+
+def test_manifest_has_no_devices_when_it_is_of_the_first_schema() -> None:
+    data = json.loads(_changed(schema=1))
+    del data["devices"]
+    assert Manifest.from_dict(data).devices == []
+
+
+def test_manifest_is_refused_when_devices_are_no_objects() -> None:
+    with pytest.raises(UsageError, match="devices"):
+        Manifest.from_json(_changed(devices=["phone"]))
+
+
+def test_amend_writes_another_manifest_and_keeps_every_file(tmp_path: Path) -> None:
+    artifact = export(tmp_path / "a")
+    artifact = artifact.amend(artifact.manifest, {"report.md": "old"})
+    devices = [{"device": "phone"}]
+    amended = artifact.amend(dataclasses.replace(artifact.manifest, devices=devices), {"report.md": "new"})
+    assert names(tmp_path / "a") == ["manifest.json", "model.onnx", "report.md"]
+    assert (tmp_path / "a" / "report.md").read_text() == "new"
+    loaded = Artifact.load(tmp_path / "a")
+    loaded.check_files()
+    assert loaded.manifest == amended.manifest
+    assert loaded.manifest.devices == devices
+    assert names(tmp_path) == ["a"]
+
+
+def test_amend_leaves_the_artifact_alone_when_writing_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = export(tmp_path / "a")
+    before = (tmp_path / "a" / "manifest.json").read_bytes()
+    monkeypatch.setattr(Manifest, "to_json", lambda self: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(UsageError):
+        artifact.amend(artifact.manifest, {"report.md": "new"})
+    assert (tmp_path / "a" / "manifest.json").read_bytes() == before
+    assert names(tmp_path / "a") == ["manifest.json", "model.onnx"]

@@ -21,7 +21,8 @@ from vitdeploy.staging import disk_errors, files_in, flush, flush_folder, make_s
 
 MANIFEST = "manifest.json"
 REPOSITORY = "triton"  # the folder that is a Triton model repository: NAME/VERSION/model file
-SCHEMA = 1
+SCHEMA = 2
+ADDED = {2: {"devices": []}}  # by schema: what older manifests lack
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Manifest:
         passes: [{'name': str, 'rewrites': int}] in the order in which they ran.
         graph: nodes, parameters, macs.
         verification, bench: their results, or None where they were not run.
+        devices: what other devices reported of this artifact, in the order in which they did; see lab.results.
         environment: the machine and the versions.
         lineage: digests of the parents: the weights file, the parent artifact.
         steps: [{'name': str, 'seconds': float, 'detail': str}] in order.
@@ -55,6 +57,7 @@ class Manifest:
     graph: Mapping[str, Any] = field(default_factory=dict)
     verification: Mapping[str, Any] | None = None
     bench: Mapping[str, Any] | None = None
+    devices: Sequence[Mapping[str, Any]] = field(default_factory=list)
     environment: Mapping[str, Any] = field(default_factory=dict)
     lineage: Sequence[str] = field(default_factory=list)
     steps: Sequence[Mapping[str, Any]] = field(default_factory=list)
@@ -79,6 +82,8 @@ class Manifest:
                 f"It has schema {schema}, newer than the {SCHEMA} that vitdeploy {__version__} reads.",
                 fix="Upgrade vitdeploy.",
             )
+        for later, added in ADDED.items():
+            data = data | (added | {"schema": later} if schema < later else {})
         for name in sorted(set(FIELD_KINDS) ^ set(data)):
             raise UsageError(f"It lacks the field '{name}'." if name in FIELD_KINDS else f"'{name}' is not a field.")
         for name, kinds in FIELD_KINDS.items():
@@ -93,6 +98,8 @@ class Manifest:
         for entry in data["steps"]:
             _check_record("steps", entry, name=str, seconds=float, detail=str)
         _check_request(data["request"])
+        if not all(_is(entry, dict) for entry in data["devices"]):
+            raise UsageError("'devices' is not a list of objects.")
         if not all(_is(digest, str) for digest in data["lineage"]):
             raise UsageError("'lineage' is not a list of digests.")
         return cls(**(data | {"model": ModelSpec.from_dict(data["model"])}))
@@ -137,6 +144,7 @@ FIELD_KINDS: dict[str, tuple[type, ...]] = {
     "graph": (dict,),
     "verification": (dict, type(None)),
     "bench": (dict, type(None)),
+    "devices": (list,),
     "environment": (dict,),
     "lineage": (list,),
     "steps": (list,),
@@ -183,6 +191,21 @@ class Artifact:
                 raise UsageError(f"{file} is missing.", fix="Export the artifact again.")
             if file.stat().st_size != entry["bytes"] or digest_file(file) != entry["sha256"]:
                 raise UsageError(f"{file} has changed since it was exported.", fix="Export the artifact again.")
+
+    def amend(self, manifest: Manifest, texts: Mapping[str, str]) -> Artifact:
+        """The artifact with another manifest and with `texts` (by file name) in place of what it had; whole or nothing.
+
+        Raises UsageError when the folder cannot be written.
+        """
+        with staged(self.folder, force=True) as stage:
+            for file in files_in(self.folder):
+                name = file.relative_to(self.folder)
+                if name.as_posix() not in {MANIFEST, *texts}:
+                    (stage.folder / name).parent.mkdir(parents=True, exist_ok=True)
+                    _link(file, stage.folder / name)
+            for name, text in texts.items():
+                (stage.folder / name).write_text(text, encoding="utf-8", newline="\n")
+            return stage.commit(manifest)
 
     def digest(self) -> str:
         """sha256 over the names and contents of the files that the manifest lists; what `lineage` holds of a parent."""
@@ -316,6 +339,13 @@ def _digests(folder: Path) -> dict[str, dict[str, Any]]:
         for path in files_in(folder)
         if path != folder / MANIFEST
     }
+
+
+def _link(file: Path, to: Path) -> None:
+    try:
+        to.hardlink_to(file)
+    except OSError:  # a file system without links
+        shutil.copy2(file, to)
 
 
 def _failed(place: Path) -> Path:
