@@ -22,7 +22,7 @@ from vitdeploy.staging import disk_errors, files_in, flush, flush_folder, make_s
 MANIFEST = "manifest.json"
 REPOSITORY = "triton"  # the folder that is a Triton model repository: NAME/VERSION/model file
 SCHEMA = 2
-ADDED = {2: {"devices": []}}  # by schema: what older manifests lack
+ADDED: dict[int, dict[str, Any]] = {2: {"devices": []}}  # by schema: what older manifests lack
 
 
 @dataclass(frozen=True)
@@ -203,8 +203,8 @@ class Artifact:
                 if name.as_posix() not in {MANIFEST, *texts}:
                     (stage.folder / name).parent.mkdir(parents=True, exist_ok=True)
                     _link(file, stage.folder / name)
-            for name, text in texts.items():
-                (stage.folder / name).write_text(text, encoding="utf-8", newline="\n")
+            for title, text in texts.items():
+                (stage.folder / title).write_text(text, encoding="utf-8", newline="\n")
             return stage.commit(manifest)
 
     def digest(self) -> str:
