@@ -573,6 +573,42 @@ def predict(
         print_predictions(results)
 
 
+@app.command()
+def lab(
+    artifacts: Annotated[list[Path] | None, typer.Argument(metavar="ARTIFACT", help="Artifacts' folders.")] = None,
+    lan: Annotated[bool, typer.Option("--lan", help="Let other devices in: prints a QR code with the token.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 0,
+    data: Data = None,
+    certificate: Annotated[Path | None, typer.Option(help="PEM, for https: what phones ask for threads.")] = None,
+    key: Annotated[Path | None, typer.Option(help="Of the certificate.")] = None,
+    results: Annotated[int | None, typer.Option(min=1, help="End after so many results.")] = None,
+    model: Annotated[str | None, typer.Option(help="The code that made the model, where it was yours.")] = None,
+    weights: Weights = None,
+    fetch: Annotated[bool, typer.Option("--fetch", help="Only fetch onnxruntime-web from npm's registry.")] = False,
+    package: Annotated[Path | None, typer.Option(metavar="FILE.tgz", help="With --fetch: its npm package.")] = None,
+    verbose: Verbose = False,
+) -> None:
+    """A page that proves and measures artifacts in the browser of any device.
+
+    Results go into the artifacts' manifests and reports.
+    """
+    from vitdeploy.lab import runtime
+    from vitdeploy.pipeline import LabRequest
+    from vitdeploy.pipeline import lab as run_lab
+    from vitdeploy.report.console import ConsoleListener
+
+    if fetch:
+        print(f"onnxruntime-web {runtime.VERSION} is in {runtime.fetch(package)}")
+        return
+    if not artifacts:
+        raise UsageError("No artifact is named.", fix="vitdeploy lab FOLDER")
+    if package is not None:
+        raise UsageError("--package goes with --fetch.")
+    request = LabRequest(artifacts, data, model, weights, lan, port, certificate, key, results)
+    with ConsoleListener() as listener:
+        run_lab(request, listener.say, listener)
+
+
 def main() -> None:
     """Run the command line; exit with the code that docs/cli.md lists."""
     run(app)

@@ -4,6 +4,7 @@ from vitdeploy.pipeline.checks import check_request
 from vitdeploy.pipeline.evaluate import EvalRequest, evaluate
 from vitdeploy.pipeline.export import export
 from vitdeploy.pipeline.files import backend_of, bench_files, inspect_file, lint_file, model_file, predict_images
+from vitdeploy.pipeline.lab import LabRequest, lab
 from vitdeploy.pipeline.request import ExportRequest, Listener, request_record
 from vitdeploy.pipeline.tune import TuneRequest, tune
 from vitdeploy.pipeline.verify import verify_artifact
@@ -11,6 +12,7 @@ from vitdeploy.pipeline.verify import verify_artifact
 __all__ = [
     "EvalRequest",
     "ExportRequest",
+    "LabRequest",
     "Listener",
     "TuneRequest",
     "backend_of",
@@ -19,6 +21,7 @@ __all__ = [
     "evaluate",
     "export",
     "inspect_file",
+    "lab",
     "lint_file",
     "model_file",
     "predict_images",

@@ -38,6 +38,7 @@ def report(manifest: Manifest) -> str:
         *table(("step", "seconds", ""), [(s["name"], f"{s['seconds']:.1f}", s["detail"]) for s in manifest.steps]),
     ]
     lines += verification_lines(manifest.verification) + island_lines(manifest.applied) + bench_lines(manifest.bench)
+    lines += device_lines(manifest.devices)
     lines += tune_lines(manifest.applied) + sensitivity_lines(manifest.applied)
     lines += ["", "## Environment", ""]
     lines += [f"- {key}: {plain(value)}" for key, value in manifest.environment.items() if value is not None]
@@ -153,6 +154,20 @@ def bench_lines(bench: Mapping[str, Any] | None) -> list[str]:
         lines.append(f"Peak memory of a process that only runs it: {bench['peak_rss_bytes'] / 1e6:.0f} MB.")
     lines += [f"- {warning}" for warning in bench.get("warnings", [])]
     return lines
+
+
+def device_lines(devices: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What other devices reported."""
+    rows = []
+    for one in devices:
+        latency, outputs = one["latency"], one["verification"]["outputs"]
+        error = max(found["rel_max"] or 0.0 for found in outputs.values())
+        figures = (f"{latency[key]:.2f}" for key in ("p50", "p95", "p99"))
+        verdict = "yes" if one["verification"]["passed"] else "**no**"
+        ran = (one["runtime"], one["provider"], str(one["threads"]))
+        rows.append((one["device"], *ran, verdict, number(error), *figures, str(latency["count"])))
+    heads = ("device", "runtime", "on", "threads", "verified", "relative error", "p50 ms", "p95 ms", "p99 ms", "runs")
+    return ["", "## Other devices", "", *table(heads, rows)] if rows else []
 
 
 def bench_row(bench: Mapping[str, Any], keys: Sequence[str]) -> tuple[str, ...]:
