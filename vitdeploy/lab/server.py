@@ -72,10 +72,12 @@ class Lab:
 
     def app(self) -> Starlette:
         route = "/{token}/{path:path}"
-        return Starlette(
+        app = Starlette(
             routes=[Route(route, self.get, methods=["GET"]), Route(route, self.post, methods=["POST"])],
             exception_handlers={404: missing, 405: missing},
         )
+        app.router.redirect_slashes = False
+        return app
 
     def admits(self, request: Request) -> bool:
         return secrets.compare_digest(request.path_params["token"].encode(), self.token.encode())

@@ -143,6 +143,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind((host, port))
+        found.listen(128)  # who opens the address as soon as it is told waits a little
     except OSError as error:
         found.close()
         raise UsageError(f"Port {port} cannot be had: {error.strerror}.", fix="Give another with --port.") from None

@@ -164,7 +164,7 @@ async function trial(model, index, settings) {
   ];
   let { passed } = seen, reason = "";
   if (config.post) ({ passed, reason } = await report(index, settings, runtime, samples, outputs));
-  show(model.article, rows, passed ? "Outputs are PyTorch's" : `Outputs are not PyTorch's. ${reason}`, passed, stats);
+  show(model.article, rows, passed ? "Outputs match PyTorch's" : `Outputs do not match PyTorch's. ${reason}`, passed, stats);
 }
 
 async function report(index, settings, runtime, samples, outputs) {

@@ -1,4 +1,5 @@
-// From an image's pixels to the model's input, as vitdeploy's data/images.py does it: Pillow's resize, step by step.
+// From an image's pixels to the model's input, as vitdeploy's data/images.py does it: Pillow's resize, step by step,
+// across and then down. (Some of its versions go down first where that is cheaper, and differ by a level here and there.)
 
 const BITS = 22; // Pillow's fixed point for 8-bit pixels
 
@@ -84,7 +85,8 @@ export function resize(pixels, height, width, channels, toHeight, toWidth, name)
   let middle = pixels;
   if (width !== toWidth) {
     middle = new Uint8Array(height * toWidth * channels);
-    const starts = (side) => range(height * channels, (i) => Math.floor(i / channels) * side * channels + (i % channels));
+    const start = (i, side) => Math.floor(i / channels) * side * channels + (i % channels);
+    const starts = (side) => range(height * channels, (i) => start(i, side));
     pass(pixels, middle, weights(width, toWidth, name), channels, starts(width), channels, starts(toWidth));
   }
   if (height === toHeight) return middle;
