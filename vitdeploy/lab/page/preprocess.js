@@ -70,16 +70,26 @@ function pass(pixels, out, places, step, lines, outStep, outLines) {
 
 const range = (n, f) => Array.from({ length: n }, (_, i) => f(i));
 
+// Places that are added up step by step, for the same roundings at ties.
+function nearest(from, to) {
+  const step = from / to;
+  let place = step * 0.5;
+  return range(to, () => {
+    const here = Math.floor(place);
+    place += step;
+    return here;
+  });
+}
+
 // uint8 pixels, channels last, to another size.
 export function resize(pixels, height, width, channels, toHeight, toWidth, name) {
   if (height === toHeight && width === toWidth) return pixels;
   const out = new Uint8Array(toHeight * toWidth * channels);
   if (name === "nearest") {
-    for (let y = 0; y < toHeight; y++)
-      for (let x = 0; x < toWidth; x++) {
-        const from = Math.floor(((y + 0.5) * height) / toHeight) * width + Math.floor(((x + 0.5) * width) / toWidth);
-        for (let c = 0; c < channels; c++) out[(y * toWidth + x) * channels + c] = pixels[from * channels + c];
-      }
+    const [rows, columns] = [nearest(height, toHeight), nearest(width, toWidth)];
+    for (let y = 0, at = 0; y < toHeight; y++)
+      for (let x = 0; x < toWidth; x++)
+        for (let c = 0; c < channels; c++) out[at++] = pixels[(rows[y] * width + columns[x]) * channels + c];
     return out;
   }
   let middle = pixels;
