@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -607,6 +608,27 @@ def lab(
     request = LabRequest(artifacts, data, model, weights, lan, port, certificate, key, results)
     with ConsoleListener() as listener:
         run_lab(request, listener.say, listener)
+
+
+@app.command()
+def package(
+    artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT", help="Artifacts' folders.")],
+    web: Annotated[Path, typer.Option(metavar="DIR", help="A page for any web host: a new folder.")],
+    data: Data = None,
+    model: Annotated[str | None, typer.Option(help="The code that made the model, where it was yours.")] = None,
+    weights: Weights = None,
+    verbose: Verbose = False,
+) -> None:
+    """Write artifacts as what an app's author opens.
+
+    With --web the lab's page, which classifies images in the visitor's browser and proves itself there.
+    """
+    from vitdeploy.pipeline import package_web
+    from vitdeploy.report.console import ConsoleListener
+
+    with ConsoleListener() as listener:
+        package_web(artifacts, web, data=data, model=model, weights=weights, listener=listener)
+    print(f"{web}/   index.html; to try it: python3 -m http.server --directory {shlex.quote(str(web))} 8000")
 
 
 def main() -> None:

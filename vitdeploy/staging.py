@@ -210,6 +210,42 @@ def disk_errors(shown: Path, folder: Path, *, everything: bool = False) -> Itera
         raise UsageError(f"Cannot write {place}: {error.strerror or error}.", fix=fix) from error
 
 
+@contextmanager
+def new_folder(destination: Path) -> Iterator[Path]:
+    """Lend a folder that takes its place when all went well; else nothing stays behind.
+
+    Raises UsageError when the destination exists or cannot be written.
+    """
+
+    def refuse() -> None:
+        raise UsageError(f"{destination} exists.", fix="Choose another place.")
+
+    place = Path(os.path.realpath(destination))
+    parents: list[Path] = []
+    stage, lock, done = None, None, False
+    try:
+        with disk_errors(destination, place.parent, everything=True):
+            if os.path.lexists(place):
+                refuse()
+            tidy(place)
+            stage, lock = make_stage(place, parents)
+        with disk_errors(destination, stage):
+            yield stage
+        with disk_errors(destination, place.parent, everything=True):
+            flush(stage)
+            move_into(stage, place, refuse)
+        done = True
+    finally:
+        if not done:
+            if stage is not None:
+                shutil.rmtree(stage, ignore_errors=True)
+            for parent in reversed(parents):
+                with suppress(OSError):
+                    parent.rmdir()
+        if lock is not None:
+            os.close(lock)
+
+
 def files_in(folder: Path) -> list[Path]:
     """Every file below `folder`, sorted. Unlike Path.rglob, raises OSError on a folder that cannot be read."""
 

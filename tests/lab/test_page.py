@@ -7,7 +7,11 @@ import io
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from urllib.parse import urljoin
 
@@ -16,6 +20,7 @@ import pytest
 
 from vitdeploy.artifact import Artifact
 from vitdeploy.data.images import _centre, normalise, preprocess, resized_size
+from vitdeploy.errors import UsageError
 from vitdeploy.spec import InputSpec
 
 pytestmark = pytest.mark.usefixtures("ort_web")
@@ -122,6 +127,35 @@ def test_page_tells_when_outputs_are_not_pytorchs(page: Any, tiny: Path, tmp_pat
     assert "do not match PyTorch's" in page.inner_text("#models")
     (found,) = Artifact.load(folder).manifest.devices
     assert not found["verification"]["passed"]
+
+
+def test_packaged_page_proves_itself_when_any_web_server_serves_it(page: Any, tiny: Path, tmp_path: Path) -> None:
+    from vitdeploy.pipeline import package_web
+
+    folder = package_web([tiny], tmp_path / "made" / "site")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        ready(page, f"http://127.0.0.1:{server.server_port}/")
+        prove(page)
+        server.shutdown()
+    assert page.get_attribute("body", "data-state") == "done"
+    assert "match PyTorch's" in page.inner_text("#models")
+    with pytest.raises(UsageError, match="exists"):
+        package_web([tiny], folder)
+
+
+def test_package_leaves_nothing_when_an_artifact_is_not_for_browsers(tmp_path: Path, tiny: Path) -> None:
+    from vitdeploy.artifact import staged
+    from vitdeploy.pipeline import package_web
+
+    with staged(tmp_path / "other") as stage:
+        (stage.folder / "model.onnx").write_bytes(b"")
+        manifest = Artifact.load(tiny).manifest
+        stage.commit(replace(manifest, request={**manifest.request, "backend": "openvino"}))
+    with pytest.raises(UsageError, match="a browser opens"):
+        package_web([tmp_path / "other"], tmp_path / "made" / "site")
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
 SPECS = [

@@ -5,6 +5,7 @@ from vitdeploy.pipeline.evaluate import EvalRequest, evaluate
 from vitdeploy.pipeline.export import export
 from vitdeploy.pipeline.files import backend_of, bench_files, inspect_file, lint_file, model_file, predict_images
 from vitdeploy.pipeline.lab import LabRequest, lab
+from vitdeploy.pipeline.package import package_web
 from vitdeploy.pipeline.request import ExportRequest, Listener, request_record
 from vitdeploy.pipeline.tune import TuneRequest, tune
 from vitdeploy.pipeline.verify import verify_artifact
@@ -24,6 +25,7 @@ __all__ = [
     "lab",
     "lint_file",
     "model_file",
+    "package_web",
     "predict_images",
     "request_record",
     "tune",

@@ -122,11 +122,9 @@ def check(request: LabRequest) -> None:
     except ImportError as error:
         raise MissingDependency(f"The lab needs {error.name}, which is not installed.", fix=INSTALL) from None
     runtime.files()
+    check_artifacts(request.artifacts)
     if (request.certificate is None) != (request.key is None):
         raise UsageError("A certificate and its key come together.", fix="Give both --certificate and --key.")
-    names = [path.resolve() for path in request.artifacts]
-    if len(set(names)) < len(names):
-        raise UsageError("An artifact is named twice.")
     if request.certificate is not None and request.key is not None:
         import ssl
 
@@ -135,6 +133,13 @@ def check(request: LabRequest) -> None:
         except (OSError, ssl.SSLError) as error:
             pair = f"{request.certificate} and {request.key}"
             raise UsageError(f"{pair} are no certificate with its key: {error}.") from None
+
+
+def check_artifacts(artifacts: Sequence[Path]) -> None:
+    """Raises UsageError where one is named twice."""
+    names = [path.resolve() for path in artifacts]
+    if len(set(names)) < len(names):
+        raise UsageError("An artifact is named twice.")
 
 
 def listen(host: str, port: int) -> socket.socket:
