@@ -427,6 +427,8 @@ def compare(
 
     options = run_options(device, threads, provider, provider_option, optimization)
     timing: dict[str, Any] = {"warmup": warmup, "duration": duration, "batch": batch}
+    if html is not None and not html.parent.is_dir():
+        raise UsageError(f"Cannot write {html}: there is no folder {html.parent}.")
     with ConsoleListener(quiet=json) as listener:
         found = run_compare(artifacts, options, bench=bench, listener=listener, **timing)
     if html is not None:

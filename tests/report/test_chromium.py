@@ -23,7 +23,8 @@ PHONE, DESKTOP = (360, 740), (1200, 900)
 # Per text element: its colour's contrast with the nearest background behind it (WCAG 2.2, 1.4.3).
 CONTRAST = """() => {
   const parse = c => c.match(/[\\d.]+/g).map(Number);
-  const light = c => { const [r, g, b] = c.map(v => v / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+  const linear = v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
+  const light = c => { const [r, g, b] = c.map(v => linear(v / 255));
     return .2126 * r + .7152 * g + .0722 * b; };
   const back = e => { for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor);
     if (c.length < 4 || c[3] > 0) return c.slice(0, 3); } return [255, 255, 255]; };
