@@ -21,6 +21,7 @@ from vitdeploy.report.reading import (
     words,
     worst,
 )
+from vitdeploy.report.tables import amount
 
 VERDICTS = {
     "verified": ("good", "✓ Verified"),
@@ -105,7 +106,7 @@ def key_figures(manifest: Manifest) -> list[tuple[str, str, str]]:
         ("throughput", figure(bench.get("throughput"), 4), "images a second"),
         ("size", f"{size / 1e6:.1f} MB" if size else "", "of the model's files"),
         ("parameters", f"{parameters / 1e6:.2f} M" if parameters else "", ""),
-        ("work", f"{macs / 1e9:.3g} GMACs" if macs else "", "an image"),
+        ("work", f"{amount(macs)}MACs" if macs else "", "an image"),
     ]
 
 

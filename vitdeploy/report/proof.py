@@ -44,7 +44,7 @@ def outputs(found: Mapping[str, Any]) -> str:
             for kind, word in (("nan_count", "NaN"), ("inf_count", "Inf"))
             if at(one, kind)
         )
-        rows.append((name, *(figure(at(one, k), 8 if k == "cosine" else 4) for k in keys), same, faults or "none"))
+        rows.append((name, *(figure(at(one, k), 8 if k == "cosine" else 4) for k in keys), same, faults))
     heads = ("output", "relative error", "largest error", "largest value", "relative L2", "cosine", "PSNR dB")
     title = "Largest error of each output, relative to its largest value"
     numbers = page.table("Figures by output", (*heads, "same top-1", "not finite"), rows, right=range(1, 8))
