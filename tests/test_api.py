@@ -13,7 +13,7 @@ from PIL import Image
 
 import vitdeploy
 
-VERBS = ("build", "export", "load", "verify", "evaluate", "bench", "inspect", "predict", "models", "tune")
+VERBS = ("build", "export", "load", "verify", "evaluate", "bench", "compare", "inspect", "predict", "models", "tune")
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from vitdeploy.api import bench, build, evaluate, export, inspect, load, models, predict, tune, verify
+    from vitdeploy.api import bench, build, compare, evaluate, export, inspect, load, models, predict, tune, verify
     from vitdeploy.artifact import Artifact
     from vitdeploy.errors import (
         BackendError,
@@ -43,6 +43,7 @@ __all__ = [
     "__version__",
     "bench",
     "build",
+    "compare",
     "evaluate",
     "export",
     "inspect",

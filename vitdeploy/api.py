@@ -13,7 +13,7 @@ from vitdeploy.backends.base import RunOptions, Session
 from vitdeploy.errors import UsageError
 from vitdeploy.models.build import BuildOptions, Built
 from vitdeploy.models.build import build as build_model
-from vitdeploy.pipeline import EvalRequest, ExportRequest, Listener, TuneRequest
+from vitdeploy.pipeline import Comparison, EvalRequest, ExportRequest, Listener, TuneRequest
 from vitdeploy.quantize.options import Int8Options
 from vitdeploy.tune.budget import Budget
 
@@ -161,6 +161,21 @@ def bench(
     run = RunOptions(**known(options, RunOptions))
     paths = [Path(a) for a in artifacts]
     return pipeline.bench_files(paths, options=run, batch=batch, warmup=warmup, duration=duration)[0]
+
+
+def compare(
+    *artifacts: PathLike,
+    bench: bool = True,
+    batch: int | None = None,
+    warmup: float = 0.5,
+    duration: float = 3.0,
+    listener: Listener | None = None,
+    **options: Any,
+) -> Comparison:
+    """Artifacts side by side, of any backends; options are RunOptions' fields. See pipeline.compare."""
+    run = RunOptions(**known(options, RunOptions))
+    timing: dict[str, Any] = {"batch": batch, "warmup": warmup, "duration": duration}
+    return pipeline.compare([Path(a) for a in artifacts], run, bench=bench, listener=listener, **timing)
 
 
 def inspect(model: PathLike) -> dict[str, Any]:

@@ -401,6 +401,47 @@ def bench(
 
 
 @app.command()
+def compare(
+    artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT", help="Artifacts' folders, two or more.")],
+    bench: Annotated[bool, typer.Option("--bench/--no-bench", help="Measure those that run here, in turn.")] = True,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the comparison as a page.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images a run, where the batch is dynamic.")] = None,
+    device: Device = "",
+    provider: Provider = None,
+    provider_option: ProviderOption = None,
+    optimization: Optimization = "all",
+    threads: Threads = 1,
+    warmup: Warmup = 0.5,
+    duration: Duration = 3.0,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Artifacts side by side: size, parity, latency.
+
+    Those that run here take turns in one run, whatever their backend; the others keep what was recorded of them.
+    """
+    from vitdeploy.pipeline import compare as run_compare
+    from vitdeploy.report.comparison import comparison_page, print_comparison
+    from vitdeploy.report.console import ConsoleListener
+    from vitdeploy.report.tables import print_json
+    from vitdeploy.staging import disk_errors
+
+    options = run_options(device, threads, provider, provider_option, optimization)
+    timing: dict[str, Any] = {"warmup": warmup, "duration": duration, "batch": batch}
+    if html is not None and not html.parent.is_dir():
+        raise UsageError(f"Cannot write {html}: there is no folder {html.parent}.")
+    with ConsoleListener(quiet=json) as listener:
+        found = run_compare(artifacts, options, bench=bench, listener=listener, **timing)
+    if html is not None:
+        with disk_errors(html, html.parent, everything=True):
+            html.write_text(comparison_page(found), encoding="utf-8", newline="\n")
+    if json:
+        print_json(found.to_dict())
+    else:
+        print_comparison(found)
+
+
+@app.command()
 def tune(
     model: ModelArg,
     data: Annotated[Path | None, typer.Option(help="Labelled images; one half searches, the other confirms.")] = None,

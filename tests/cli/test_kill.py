@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from vitdeploy.artifact import Artifact
+from vitdeploy.report.reading import TEXTS
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 
@@ -28,8 +29,8 @@ def whole(place: Path) -> bool:
         return False
     artifact = Artifact.load(place)
     artifact.check_files()
-    assert set(artifact.manifest.files) == {"model.onnx", "report.md"}
-    assert {path.name for path in place.iterdir()} == {"model.onnx", "report.md", "manifest.json"}
+    assert set(artifact.manifest.files) == {"model.onnx", *TEXTS}
+    assert {path.name for path in place.iterdir()} == {"model.onnx", *TEXTS, "manifest.json"}
     return True
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-VERBS = ("list", "info", "doctor", "export", "verify", "eval", "bench", "inspect", "predict")
+VERBS = ("list", "info", "doctor", "export", "verify", "eval", "bench", "compare", "inspect", "predict")
 HEAVY = {"torch", "onnx", "onnxruntime", "onnx_ir", "onnxscript", "PIL", "timm", "safetensors", "huggingface_hub"}
 Cli = Callable[..., Any]
 
@@ -145,11 +145,14 @@ def test_export_tells_its_steps_on_stderr_and_the_artifact_on_stdout(cli: Cli, w
     assert head.split() == ["ms", "a", "run", "batch", "threads", *FIGURES, "images/s", "peak", "MB"]
     assert figures.split()[:3] == ["tiny-make-fp32", "2", "1"]
     assert gap == ""
-    assert re.fullmatch(r"tiny-make-fp32/   model\.onnx .* kB, report\.md .* kB, manifest\.json", rest[0])
+    told = [rf"{re.escape(name)} \S+ kB" for name in ("model-card.md", "model.onnx", "report.html", "report.md")]
+    assert re.fullmatch(f"tiny-make-fp32/   {', '.join(told)}, manifest.json", rest[0])
     assert rest[1] == "next   vitdeploy predict tiny-make-fp32 photo.jpg"
     assert sorted(path.name for path in (work / "tiny-make-fp32").iterdir()) == [
         "manifest.json",
+        "model-card.md",
         "model.onnx",
+        "report.html",
         "report.md",
     ]
 

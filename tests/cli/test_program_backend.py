@@ -14,6 +14,7 @@ from conftest import TINY, run_cli
 from PIL import Image
 
 from vitdeploy.backends import inductor, inductor_package
+from vitdeploy.report.reading import TEXTS
 
 Cli = Callable[..., Any]
 compiles = pytest.mark.skipif(inductor_package.compiler() is None, reason="no C++ compiler")
@@ -49,7 +50,7 @@ def data(work: Path) -> Path:
 
 def test_export_makes_a_verified_artifact_without_a_graph(artifact: Path, work: Path) -> None:
     said = json.loads((work / "said").read_text())
-    assert sorted(path.name for path in artifact.iterdir()) == ["manifest.json", "model.pt2", "report.md"]
+    assert sorted(path.name for path in artifact.iterdir()) == sorted(["manifest.json", "model.pt2", *TEXTS])
     assert said["verification"]["passed"] is True
     assert {case["batch"] for case in said["verification"]["cases"]} == {1, 2}
     width, tokens = 8, 16

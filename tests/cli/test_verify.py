@@ -13,6 +13,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from vitdeploy.report.reading import TEXTS
+
 Cli = Callable[..., Any]
 MADE = ("--model", "tiny.py:make")
 
@@ -127,7 +129,8 @@ def test_failed_export_is_kept_apart_with_its_report(cli: Cli, work: Path) -> No
     assert "error: The largest error" in run.err
     assert "The artifact is kept apart in out.failed/ with its report." in run.err
     assert not (work / "out").exists()
-    assert sorted(path.name for path in (work / "out.failed").iterdir()) == ["manifest.json", "model.onnx", "report.md"]
+    assert {path.name for path in (work / "out.failed").iterdir()} == {"manifest.json", "model.onnx", *TEXTS}
+    assert "Failed verification" in (work / "out.failed" / "report.html").read_text()
     manifest = json.loads((work / "out.failed" / "manifest.json").read_text())
     assert manifest["verification"]["passed"] is False
     assert "**FAILED verification**" in (work / "out.failed" / "report.md").read_text()

@@ -25,6 +25,7 @@ from vitdeploy.graph.save import save
 from vitdeploy.pipeline.checks import check_request
 from vitdeploy.pipeline.request import ExportRequest
 from vitdeploy.pipeline.triton import Word, caveats, config, lay_out, text
+from vitdeploy.report.reading import TEXTS
 from vitdeploy.spec import InputSpec, ModelSpec
 
 SPEC = ModelSpec("some_vit", input=InputSpec(shape=(3, 16, 24)), num_classes=3)
@@ -116,7 +117,7 @@ def test_folder_holds_models_alone_when_it_is_a_repository(net: str, tmp_path: P
         path.relative_to(artifact.folder).as_posix() for path in artifact.folder.rglob("*") if path.is_file()
     )
     home = "triton/t-1"
-    assert files == ["manifest.json", "report.md", f"{home}/1/model.onnx", f"{home}/config.pbtxt"]
+    assert files == sorted(["manifest.json", *TEXTS, f"{home}/1/model.onnx", f"{home}/config.pbtxt"])
     assert artifact.manifest.model_file == f"{home}/1/model.onnx"
     assert artifact.manifest.request["layout"] == "triton"
     assert "- layout: Triton model repository triton/, model t-1\n" in (artifact.folder / "report.md").read_text()

@@ -1,6 +1,7 @@
 """The one path that every verb walks, or a stretch of it."""
 
 from vitdeploy.pipeline.checks import check_request
+from vitdeploy.pipeline.compare import Comparison, compare
 from vitdeploy.pipeline.evaluate import EvalRequest, evaluate
 from vitdeploy.pipeline.export import export
 from vitdeploy.pipeline.files import backend_of, bench_files, inspect_file, lint_file, model_file, predict_images
@@ -11,6 +12,7 @@ from vitdeploy.pipeline.tune import TuneRequest, tune
 from vitdeploy.pipeline.verify import verify_artifact
 
 __all__ = [
+    "Comparison",
     "EvalRequest",
     "ExportRequest",
     "LabRequest",
@@ -19,6 +21,7 @@ __all__ = [
     "backend_of",
     "bench_files",
     "check_request",
+    "compare",
     "evaluate",
     "export",
     "inspect_file",

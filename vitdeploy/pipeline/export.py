@@ -18,6 +18,7 @@ from vitdeploy.pipeline.triton import caveats, lay_out
 from vitdeploy.quantize.options import Int8Options
 from vitdeploy.report.tables import mb
 from vitdeploy.spec import CALIBRATED, OUTPUTS, ModelSpec
+from vitdeploy.staging import files_in
 
 if TYPE_CHECKING:
     from vitdeploy.bench.sessions import Measured
@@ -239,8 +240,6 @@ def failed(
     request: ExportRequest, stage: Stage, manifest: Manifest, verification: Verification, cases: Sequence[Case]
 ) -> VerificationFailed:
     """Keep the artifact apart, look for the culprit, and say both."""
-    from vitdeploy.report.markdown import report
-
     departure, source = None, source_of(request.backend)
     try:
         file = stage.folder / manifest.model_file
@@ -249,8 +248,7 @@ def failed(
         manifest = replace(manifest, verification={**verification.to_dict(), "bisect_error": str(error)})
     if departure is not None:
         manifest = replace(manifest, verification={**verification.to_dict(), "departure": departure.to_dict()})
-    (stage.folder / "report.md").write_text(report(manifest), encoding="utf-8")
-    artifact = stage.commit(manifest, failed=True)
+    artifact = finish(stage, manifest, failed=True)
     kept = f"The artifact is kept apart in {artifact.folder}/ with its report."
     return verdict(verification, departure, *filter(None, (source.unnamed, kept)))
 
@@ -278,11 +276,16 @@ def bench_line(measured: Measured) -> str:
     )
 
 
-def finish(stage: Stage, manifest: Manifest) -> Artifact:
-    from vitdeploy.report.markdown import report
+def finish(stage: Stage, manifest: Manifest, *, failed: bool = False) -> Artifact:
+    """Write the texts about the artifact and move it to its place."""
+    from vitdeploy.report.texts import texts
 
-    (stage.folder / "report.md").write_text(report(manifest), encoding="utf-8")
-    return stage.commit(manifest)
+    # The digests come with the commit; the texts tell sizes alone.
+    files = {file.relative_to(stage.folder).as_posix(): file.stat().st_size for file in files_in(stage.folder)}
+    sized = replace(manifest, files={name: {"bytes": size, "sha256": ""} for name, size in files.items()})
+    for name, text in texts(sized).items():
+        (stage.folder / name).write_text(text, encoding="utf-8", newline="\n")
+    return stage.commit(manifest, failed=failed)
 
 
 def machine() -> dict[str, Any]:

@@ -191,13 +191,13 @@ def announce(address: str, request: LabRequest, say: Callable[[str], None]) -> N
 
 def keep_result(artifact: Artifact, found: Mapping[str, Any]) -> Artifact:
     """Write a record into the artifact's manifest and report; an older one of the same device and settings goes."""
-    from vitdeploy.report.markdown import report
+    from vitdeploy.report.texts import texts
 
     artifact = Artifact.load(artifact.folder)  # another lab may have written meanwhile
     same = ("device", "agent", "runtime", "provider", "threads")
     others = [one for one in artifact.manifest.devices if any(one.get(key) != found[key] for key in same)]
     manifest = replace(artifact.manifest, devices=[*others, found])
-    return artifact.amend(manifest, {"report.md": report(manifest)})
+    return artifact.amend(manifest, texts(manifest))
 
 
 def line(found: Mapping[str, Any]) -> str:

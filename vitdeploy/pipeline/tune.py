@@ -469,7 +469,7 @@ def write(stage: Stage, request: TuneRequest, built: Built, shop: Workshop, stat
     )
     draw(stage.folder, trials, state.errors, found.chosen)
     if not verification:
-        stage.commit(manifest, failed=True)
+        finish(stage, manifest, failed=True)
         raise verdict(verification, None, f"The artifact is kept apart in {request.folder}.failed/.")
     artifact = finish(stage, manifest)
     return Tuned(artifact, found.chosen, trials, not plan.is_float, found.reasons, race)

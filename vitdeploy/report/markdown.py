@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import PurePosixPath
 from typing import Any
 
 from vitdeploy.artifact import REPOSITORY, Manifest
+from vitdeploy.report.reading import at, figure, records, verdict, words, worst
 
 
 def report(manifest: Manifest) -> str:
@@ -38,8 +41,7 @@ def report(manifest: Manifest) -> str:
         *table(("step", "seconds", ""), [(s["name"], f"{s['seconds']:.1f}", s["detail"]) for s in manifest.steps]),
     ]
     lines += verification_lines(manifest.verification) + island_lines(manifest.applied) + bench_lines(manifest.bench)
-    lines += device_lines(manifest.devices)
-    lines += tune_lines(manifest.applied) + sensitivity_lines(manifest.applied)
+    lines += device_lines(manifest.devices) + tune_lines(manifest.applied) + sensitivity_lines(manifest.applied)
     lines += ["", "## Environment", ""]
     lines += [f"- {key}: {plain(value)}" for key, value in manifest.environment.items() if value is not None]
     return "\n".join(lines) + "\n"
@@ -91,10 +93,15 @@ def sensitivity_lines(applied: Mapping[str, Any]) -> list[str]:
     if not found:
         return []
     rows = [
-        (one["label"], f"{one['error']:.3%}", decibel(one["input_sqnr"]), decibel(one["weight_sqnr"])) for one in found
+        (one["label"], percent(one["error"], 3), decibel(one["input_sqnr"]), decibel(one["weight_sqnr"]))
+        for one in found
     ]
     heads = ("op, alone quantised", "relative L2 of the logits", "SQNR of its input, dB", "of its weight")
     return ["", "## Sensitivity", "", *table(heads, rows)]
+
+
+def percent(value: float | None, digits: int) -> str:
+    return "not finite" if value is None else f"{value:.{digits}%}"
 
 
 def decibel(value: float | None) -> str:
@@ -111,7 +118,7 @@ def tune_lines(applied: Mapping[str, Any]) -> list[str]:
             f"{trial['ratio']:.2f}x",
             f"{trial['p50']:.2f}",
             f"{trial['bytes'] / 1e6:.1f}",
-            f"{trial['answers']['error']:.2%}",
+            percent(trial["answers"]["error"], 2),
             f"{trial['answers']['change_percent']:.2f}",
             number(trial["answers"]["drop_pp"]),
             "chosen" if trial["name"] == found["chosen"] else trial["out"],
@@ -156,18 +163,28 @@ def bench_lines(bench: Mapping[str, Any] | None) -> list[str]:
     return lines
 
 
-def device_lines(devices: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What other devices reported."""
-    rows = []
-    for one in devices:
-        latency, outputs = one["latency"], one["verification"]["outputs"]
-        error = max(found["rel_max"] or 0.0 for found in outputs.values())
-        figures = (f"{latency[key]:.2f}" for key in ("p50", "p95", "p99"))
-        verdict = "yes" if one["verification"]["passed"] else "**no**"
-        ran = (one["runtime"], one["provider"], str(one["threads"]))
-        rows.append((one["device"], *ran, verdict, number(error), *figures, str(latency["count"])))
-    heads = ("device", "runtime", "on", "threads", "verified", "relative error", "p50 ms", "p95 ms", "p99 ms", "runs")
-    return ["", "## Other devices", "", *table(heads, rows)] if rows else []
+def device_lines(devices: Any) -> list[str]:
+    rows = device_rows(devices)
+    return ["", "## Other devices", "", *table(*rows)] if rows else []
+
+
+def device_rows(devices: Any) -> tuple[Sequence[str], list[Sequence[str]]] | None:
+    """Heads and rows of what other devices reported, which comes from strangers; None where there is nothing."""
+    rows: list[Sequence[str]] = []
+    for one in records(devices):
+        error = worst(one.get("verification"))
+        same = f"{error['matches']}/{error['samples']}" if "matches" in error else ""
+        runtime = " ".join(words(one.get(key)) for key in ("runtime", "provider") if one.get(key))
+        latency = (figure(at(one, "latency", key), 4) for key in ("p50", "p95", "p99"))
+        facts = (words(one.get("device")), runtime, words(one.get("threads")), verdict(one.get("verification")))
+        rows.append([inert(f) for f in (*facts, figure(error.get("rel_max")), same, *latency, words(one.get("when")))])
+    heads = ("device", "runtime", "threads", "verification", "relative error", "top-1", "p50 ms", "p95", "p99", "when")
+    return (heads, rows) if rows else None
+
+
+def inert(text: str) -> str:
+    """A text without markup, links or HTML."""
+    return re.sub(r"([\\`*_\[\]])", r"\\\1", escape(text, quote=False)).replace("\n", " ")
 
 
 def bench_row(bench: Mapping[str, Any], keys: Sequence[str]) -> tuple[str, ...]:

@@ -250,7 +250,7 @@ def print_tuned(found: Mapping[str, Any]) -> None:
                 f"{trial['ratio']:.2f}x",
                 f"{trial['p50']:.2f}",
                 f"{trial['bytes'] / 1e6:.1f}",
-                f"{100 * answers['error']:.2f}",
+                "not finite" if answers["error"] is None else f"{100 * answers['error']:.2f}",
                 f"{answers['change_percent']:.2f}",
                 "" if drop is None else f"{0.0 - drop:+.2f}",
                 ("chosen" if name == found["chosen"] else trial["out"])

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from test_gpus import libcuda  # noqa: F401 -- a fixture
 
+from vitdeploy.report.reading import TEXTS
+
 SIMULATED = Path(__file__).with_name("simulated")
 MODEL = ("vit_tiny_patch16_224", "--image-size", "64")
 QUICK = ("--duration", "0.05", "--warmup", "0")
@@ -55,7 +57,7 @@ def test_export_verifies_and_measures_what_runs_on_the_device(
     assert found["request"]["run"]["device"] == "cuda"
     assert set(found["bench"]["parts"]) == {"h2d", "compute", "d2h", "latency", "enqueue"}
     assert "no CUDA graph" in found["bench"]["includes"]
-    assert sorted(found["files"]) == ["engine.json", "model.plan", "report.md"]
+    assert sorted(found["files"]) == sorted(["engine.json", "model.plan", *TEXTS])
     assert list((tmp_path / "cache" / "timing").glob("tensorrt-11.4.0.106-NVIDIA-L4-8.9.cache"))
 
 

@@ -1,0 +1,104 @@
+"""How to run an artifact's file without vitdeploy: a program that can be copied."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from vitdeploy.artifact import Manifest
+from vitdeploy.spec import InputSpec
+
+PREPARE = '''import numpy as np
+from PIL import Image, ImageOps
+
+
+def prepare(path):
+    """An image file as float32 ({shape})."""
+    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB"){grey}
+{resize}
+    pixels = np.asarray(image, np.float32).reshape({height}, {width}, {channels}).transpose(2, 0, 1) / np.float32(255)
+    mean, std = (np.array(v, np.float32)[:, None, None] for v in ({mean}, {std}))
+    return ((pixels - mean) / std)[None]
+'''
+SQUASH = """    image = image.resize(({resize_width}, {resize_height}), Image.Resampling.{filter})
+    left, top = round((image.width - {width}) / 2), round((image.height - {height}) / 2)
+    image = image.crop((left, top, left + {width}, top + {height}))"""
+SQUARE = """    short = min(image.size)
+    size = [int({resize_width} * side / short) for side in image.size]
+    image = image.resize(size, Image.Resampling.{filter})
+    left, top = round((image.width - {width}) / 2), round((image.height - {height}) / 2)
+    image = image.crop((left, top, left + {width}, top + {height}))"""
+OBLONG = """    ratio = min(image.width / {resize_width}, image.height / {resize_height})
+    image = image.resize([round(side / ratio) for side in image.size], Image.Resampling.{filter})
+    left, top = round((image.width - {width}) / 2), round((image.height - {height}) / 2)
+    image = image.crop((left, top, left + {width}, top + {height}))"""
+
+RUNS = {
+    "onnxruntime": """import onnxruntime
+
+session = onnxruntime.InferenceSession({file}, providers=["CPUExecutionProvider"])
+feed = session.get_inputs()[0]
+image = prepare("photo.jpg"){repeat}{cast}
+logits = session.run(None, {{feed.name: image}})[0][0]""",
+    "openvino": """import openvino
+
+model = openvino.compile_model({file}, "CPU")
+image = prepare("photo.jpg"){repeat}{cast}
+logits = model(image)[0][0]""",
+    "litert": """from ai_edge_litert.interpreter import Interpreter
+
+model = Interpreter({file})
+model.allocate_tensors()
+image = prepare("photo.jpg"){repeat}{cast}
+model.set_tensor(model.get_input_details()[0]["index"], image)
+model.invoke()
+logits = model.get_tensor(model.get_output_details()[0]["index"])[0]""",
+}
+THROUGH = """import vitdeploy
+
+session = vitdeploy.load(".")
+image = prepare("photo.jpg"){repeat}{cast}
+logits = session.run({{session.inputs[0].name: image}})[session.outputs[0].name][0]"""
+
+
+def usage(manifest: Manifest) -> Sequence[str]:
+    """Markdown: what goes in, and a program that runs the file from the artifact's folder."""
+    spec = manifest.model.input
+    lines = [f"- {tensor}" for tensor in spec.tensors] + [f"- {spec.kind}: {spec}", ""]
+    if not plain_image(spec):
+        return [*lines, '`vitdeploy info .` tells what each input is; `vitdeploy.load(".")` opens the file in Python.']
+    return [*lines, "In this folder:", "", "```python", *program(manifest).splitlines(), "```"]
+
+
+def plain_image(spec: InputSpec) -> bool:
+    """Whether an image file can become this input in a few lines."""
+    known = spec.shape[0] in (1, 3) and spec.channel_order == "RGB" and spec.crop_mode != "border"
+    return known and spec.frames is None and spec.packing is None
+
+
+def program(manifest: Manifest) -> str:
+    """Python that prints the best class of `photo.jpg`."""
+    request = manifest.request
+    backend, batch = str(request.get("backend", "onnxruntime")), request.get("batch", 1)
+    repeat = f".repeat({batch}, axis=0)" if isinstance(batch, int) and batch > 1 else ""
+    cast = ".astype(np.float16)" if request.get("io_precision") == "fp16" else ""
+    run = RUNS.get(backend, THROUGH).format(file=ascii(manifest.model_file), repeat=repeat, cast=cast)
+    return f"{prepare(manifest.model.input)}\n\n{run}\nprint(int(logits.argmax()))"
+
+
+def prepare(spec: InputSpec) -> str:
+    """The function that makes an input of an image file, as data.images.preprocess does."""
+    height, width = spec.size
+    tall, wide = (math.floor(side / spec.crop_pct) for side in spec.size)
+    form = SQUASH if spec.crop_mode == "squash" else SQUARE if tall == wide else OBLONG
+    places = {"height": height, "width": width, "resize_height": tall, "resize_width": wide}
+    resize = form.format(filter=spec.interpolation.upper(), **places)
+    return PREPARE.format(
+        shape=", ".join(map(str, (1, *spec.shape))),
+        grey="" if spec.shape[0] == 3 else '.convert("L")',
+        channels=spec.shape[0],
+        resize=resize,
+        mean=list(spec.mean),
+        std=list(spec.std),
+        **places,
+    )
