@@ -8,6 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vitdeploy.artifact import Artifact
+from vitdeploy.report.texts import texts
+
 TIMES = ("--warmup", "0", "--duration", "0.1")
 
 
@@ -44,3 +47,9 @@ def test_artifacts_take_turns_and_the_page_is_written(cli: Callable[..., Any], w
 def test_page_that_cannot_be_written_is_one_sentence(cli: Callable[..., Any], refused: Callable[..., str]) -> None:
     assert cli("export", "tiny.py:make", "--no-bench", "--out", "a").code == 0
     assert "Cannot write no/page.html" in refused("compare", "a", "a", "--no-bench", "--html", "no/page.html")
+
+
+def test_texts_beside_an_artifact_are_those_of_its_manifest(exported: Path) -> None:
+    artifact = Artifact.load(exported / "artifact")
+    for name, text in texts(artifact.manifest).items():
+        assert (artifact.folder / name).read_text(encoding="utf-8") == text
