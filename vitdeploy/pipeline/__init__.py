@@ -3,7 +3,15 @@
 from vitdeploy.pipeline.checks import check_request
 from vitdeploy.pipeline.evaluate import EvalRequest, evaluate
 from vitdeploy.pipeline.export import export
-from vitdeploy.pipeline.files import backend_of, bench_files, inspect_file, lint_file, model_file, predict_images
+from vitdeploy.pipeline.files import (
+    backend_of,
+    bench_files,
+    inspect_file,
+    lint_file,
+    mobile_file,
+    model_file,
+    predict_images,
+)
 from vitdeploy.pipeline.request import ExportRequest, Listener, request_record
 from vitdeploy.pipeline.tune import TuneRequest, tune
 from vitdeploy.pipeline.verify import verify_artifact
@@ -20,6 +28,7 @@ __all__ = [
     "export",
     "inspect_file",
     "lint_file",
+    "mobile_file",
     "model_file",
     "predict_images",
     "request_record",
