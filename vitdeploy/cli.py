@@ -562,6 +562,9 @@ def inspect(
         str | None,
         typer.Option(help="Also hold its Q/DQ against a runtime's scheme: onnxruntime, openvino, tensorrt..."),
     ] = None,
+    mobile: Annotated[
+        bool, typer.Option("--mobile", help="Also which nodes NNAPI, Core ML, XNNPACK and QNN would take.")
+    ] = False,
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -571,16 +574,19 @@ def inspect(
 
     With --scheme, also the nodes whose quantisation a runtime would trip over.
     """
-    from vitdeploy.pipeline import inspect_file, lint_file
-    from vitdeploy.report.tables import print_compiled, print_findings, print_json, print_summary
+    from vitdeploy.pipeline import inspect_file, lint_file, mobile_file
+    from vitdeploy.report.tables import print_compiled, print_findings, print_json, print_mobile, print_summary
 
     summary = inspect_file(model)
+    taken = mobile_file(model) if mobile else []
     findings = None if scheme is None else lint_file(model, scheme)
     if json:
         faults = {} if findings is None else {"scheme": scheme, "findings": [found.to_dict() for found in findings]}
-        print_json({**summary, **faults})
+        print_json({**summary, **({"mobile": taken} if mobile else {}), **faults})
     else:
         (print_summary if "ops" in summary else print_compiled)(summary)
+        if mobile:
+            print_mobile(taken)
         if scheme is not None and findings is not None:
             print_findings(scheme, findings)
     if findings:

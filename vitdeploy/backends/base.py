@@ -194,6 +194,7 @@ class Backend(ABC):
         usual_device: what an empty RunOptions.device means.
         runs_code: opening one of its files runs machine code that is in it.
         dynamic_batch: whether its files can take batches of several sizes.
+        form_of: the backend whose kernels its files run on too; `tune` tries that one, unless this one is named.
     """
 
     name: str
@@ -201,6 +202,7 @@ class Backend(ABC):
     usual_device: str = "cpu"
     runs_code: bool = False
     dynamic_batch: bool = True
+    form_of: str = ""
 
     @abstractmethod
     def capabilities(self) -> Capabilities: ...

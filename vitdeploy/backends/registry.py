@@ -19,6 +19,7 @@ BUILT_IN = {
     "inductor": "vitdeploy.backends.inductor:InductorBackend",
     "litert": "vitdeploy.backends.litert:LiteRtBackend",
     "onnxruntime": "vitdeploy.backends.onnxruntime:OnnxRuntimeBackend",
+    "onnxruntime-mobile": "vitdeploy.backends.onnxruntime_mobile:OnnxRuntimeMobileBackend",
     "openvino": "vitdeploy.backends.openvino:OpenVinoBackend",
     "tensorrt": "vitdeploy.backends.tensorrt:TensorRtBackend",
     "tensorrt-rtx": "vitdeploy.backends.tensorrt_rtx:TensorRtRtxBackend",

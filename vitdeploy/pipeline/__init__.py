@@ -4,7 +4,15 @@ from vitdeploy.pipeline.checks import check_request
 from vitdeploy.pipeline.compare import Comparison, compare
 from vitdeploy.pipeline.evaluate import EvalRequest, evaluate
 from vitdeploy.pipeline.export import export
-from vitdeploy.pipeline.files import backend_of, bench_files, inspect_file, lint_file, model_file, predict_images
+from vitdeploy.pipeline.files import (
+    backend_of,
+    bench_files,
+    inspect_file,
+    lint_file,
+    mobile_file,
+    model_file,
+    predict_images,
+)
 from vitdeploy.pipeline.lab import LabRequest, lab
 from vitdeploy.pipeline.package import package_web
 from vitdeploy.pipeline.request import ExportRequest, Listener, request_record
@@ -27,6 +35,7 @@ __all__ = [
     "inspect_file",
     "lab",
     "lint_file",
+    "mobile_file",
     "model_file",
     "package_web",
     "predict_images",

@@ -113,6 +113,22 @@ def describe(file: Path, artifact: Artifact | None, *, timed: bool = False) -> d
     return described | {"layers": layers} if times else described
 
 
+def mobile_file(path: Path) -> list[dict[str, Any]]:
+    """What the execution providers of phones take of an ONNX file; see graph.mobile.
+
+    Raises UsageError on what is compiled or no model.
+    """
+    from vitdeploy.backends import isolate
+    from vitdeploy.graph import mobile
+
+    file, artifact = model_file(path)
+    if describe(file, artifact) is not None:
+        raise UsageError(
+            f"{file} is compiled: providers take nodes of an ONNX file.", fix="Export with --backend onnxruntime."
+        )
+    return isolate.call(mobile.providers, file, what="ONNX Runtime's tools")
+
+
 def lint_file(path: Path, scheme: str) -> list[Finding]:
     """What a scheme forbids in the Q/DQ of an ONNX file, whoever made it.
 

@@ -165,6 +165,8 @@ def usable(names: Sequence[str]) -> list[str]:
     found = []
     for name in names or registry.backends():
         backend = registry.get(name)
+        if backend.form_of and not names:
+            continue
         can = backend.capabilities()
         if can.installed and can.devices and backend.source == "graph":
             found.append(name)

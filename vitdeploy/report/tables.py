@@ -206,6 +206,29 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     print_table(("op", "nodes"), rows, right=(1,))
 
 
+def print_mobile(found: Sequence[Mapping[str, Any]]) -> None:
+    """What the execution providers of phones take, and why they leave the rest."""
+    rows = [
+        (
+            one["provider"],
+            f"{one['taken']} of {one['nodes']}",
+            str(len(one["partitions"])),
+            str(max(one["partitions"], default=0)),
+        )
+        for one in found
+    ]
+    print()
+    print_table(("provider", "nodes taken", "partitions", "largest"), rows, right=(1, 2, 3))
+    left = [(one["provider"], part["op"], str(part["nodes"]), part["reason"]) for one in found for part in one["left"]]
+    if left:
+        print()
+        print_table(("left by", "op", "nodes", "why"), left, right=(2,))
+    unchecked = [(one["provider"], note) for one in found for note in one["unchecked"]]
+    if unchecked:
+        print()
+        print_table(("not checked", "note"), unchecked)
+
+
 def print_compiled(described: Mapping[str, Any]) -> None:
     """What a compiled file is made of: facts, then its layers where they are known."""
     layers = described.get("layers") or []
