@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY, run_cli
 from PIL import Image
+from runs import TINY, run_cli
 
 from vitdeploy.backends import inductor, inductor_package
 from vitdeploy.report.reading import TEXTS
