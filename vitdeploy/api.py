@@ -11,6 +11,7 @@ from vitdeploy import pipeline
 from vitdeploy.artifact import Artifact
 from vitdeploy.backends.base import RunOptions, Session
 from vitdeploy.errors import UsageError
+from vitdeploy.export.options import EmbedOptions
 from vitdeploy.models.build import BuildOptions, Built
 from vitdeploy.models.build import build as build_model
 from vitdeploy.pipeline import Comparison, EvalRequest, ExportRequest, Listener, TuneRequest
@@ -52,8 +53,9 @@ def export(model: str, *, listener: Listener | None = None, **options: Any) -> A
         listener: hears about steps and notes.
         options: fields of ExportRequest (precision, io_precision, backend, batch, opset, data, tolerance, bench,
             warmup, duration, layout, out, force; for int8: calib, calib_random, calib_images, strict, scheme), of
-            Int8Options (method, correct_bias, rounding, attention, keep, equalize), of BuildOptions (see `build`) and
-            of RunOptions (device, threads, optimization, provider, provider_options), all flat.
+            Int8Options (method, correct_bias, rounding, attention, keep, equalize), of EmbedOptions
+            (embed_preprocessing, frame_format, frame_size, embed_postprocessing, top_k, labels), of BuildOptions (see
+            `build`) and of RunOptions (device, threads, optimization, provider, provider_options), all flat.
 
     Raises:
         UsageError, MissingDependency, VerificationFailed, PrecisionNotApplied, BackendError, UnsupportedModel.
@@ -64,7 +66,10 @@ def export(model: str, *, listener: Listener | None = None, **options: Any) -> A
 def export_request(model: str, options: dict[str, Any]) -> ExportRequest:
     """The request that flat options mean."""
     about_model, about_run, about_int8 = names_of(BuildOptions), names_of(RunOptions), names_of(Int8Options)
-    own = {k: v for k, v in options.items() if k not in {*about_model, *about_run, *about_int8}}
+    about_file = names_of(EmbedOptions)
+    own = {k: v for k, v in options.items() if k not in {*about_model, *about_run, *about_int8, *about_file}}
+    if options.get("labels") is not None:
+        options = {**options, "labels": str(options["labels"])}
     for name in ("data", "calib", "out"):
         if own.get(name) is not None:
             own[name] = Path(own[name])
@@ -73,6 +78,7 @@ def export_request(model: str, options: dict[str, Any]) -> ExportRequest:
         build=BuildOptions(**{k: v for k, v in options.items() if k in about_model}),
         run=RunOptions(**{k: v for k, v in options.items() if k in about_run}),
         int8=Int8Options(**{k: v for k, v in options.items() if k in about_int8}),
+        embed=EmbedOptions(**{k: v for k, v in options.items() if k in about_file}),
         **known(own, ExportRequest),
     )
 

@@ -71,13 +71,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks.")]
 
 
-def parse_size(text: str | None) -> tuple[int, int] | None:
+def parse_size(text: str | None, what: str = "Image size") -> tuple[int, int] | None:
     """'256' or '256x320' as (height, width)."""
     if text is None:
         return None
     parts = text.lower().split("x")
     if not 1 <= len(parts) <= 2 or not all(p.isdecimal() and len(p) < 9 and int(p) > 0 for p in parts):
-        raise UsageError(f"Image size '{text}' is not a number such as 256, or height x width such as 256x320.")
+        raise UsageError(f"{what} '{text}' is not a number such as 256, or height x width such as 256x320.")
     return int(parts[0]), int(parts[-1])
 
 

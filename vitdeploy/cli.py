@@ -40,6 +40,7 @@ from vitdeploy.arguments import (
     parse_batch,
     parse_numbers,
     parse_shape,
+    parse_size,
     read_arguments,
     run_options,
 )
@@ -165,6 +166,23 @@ def export(
     scheme: Annotated[
         str | None, typer.Option(help="int8, fp8: write another runtime's dialect, such as tensorrt; see docs/int8.md.")
     ] = None,
+    embed_preprocessing: Annotated[
+        bool, typer.Option("--embed-preprocessing", help="The file takes camera frames or photos, and prepares them.")
+    ] = False,
+    frame_format: Annotated[
+        str | None, typer.Option(help="Of these frames: rgb (the default), rgba, bgra or nv21.")
+    ] = None,
+    frame_size: Annotated[
+        str | None,
+        typer.Option(metavar="HxW", help="Of these frames; by default any, or 480x640 where there must be one."),
+    ] = None,
+    embed_postprocessing: Annotated[
+        bool, typer.Option("--embed-postprocessing", help="The file gives the best classes and their scores too.")
+    ] = False,
+    top_k: Annotated[int | None, typer.Option(min=1, help="How many best classes; by default 5.")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Class names in the file: imagenet, or a .txt or .json FILE of them.")
+    ] = None,
     io_precision: Annotated[
         str, typer.Option(help="Precision of the graph's input and output: fp32 or fp16.")
     ] = "fp32",
@@ -212,6 +230,7 @@ def export(
 
     Builds, traces, optimises, converts, compiles, verifies, measures and reports.
     """
+    from vitdeploy.export.options import EmbedOptions
     from vitdeploy.models.build import BuildOptions
     from vitdeploy.pipeline import ExportRequest, check_request, request_record
     from vitdeploy.pipeline import export as run_export
@@ -257,6 +276,9 @@ def export(
         sensitivity=sensitivity,
         int8=Int8Options(calib_method, not no_bias_correction, rounding, keep=tuple(keep or ()), equalize=equalize),
         scheme=scheme,
+        embed=EmbedOptions(
+            embed_preprocessing, frame_format, parse_size(frame_size, "Frame size"), embed_postprocessing, top_k, labels
+        ),
         tolerance=tolerance,
         bench=bench,
         warmup=warmup,

@@ -11,12 +11,16 @@ from vitdeploy.errors import UsageError
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 IMAGE, BATCH = "image", "batch"  # the usual input, and the dimension that is free
+HEIGHT, WIDTH, ROWS = "height", "width", "rows"  # of frames, where these are free
+EXAMPLE = {HEIGHT: 480, WIDTH: 640, ROWS: 720}  # what they are where one has to be made
 LARGEST_SIDE = 1 << 14
 LARGEST_BATCH = 1 << 16
 CHANNEL_ORDERS = ("RGB", "BGR")
 CROP_MODES = ("center", "squash", "border")
 PRECISIONS = ("fp32", "fp16", "bf16", "fp8", "int8", "int8+bf16", "int8-dynamic", "int8-weights", "int4-weights")
 OUTPUTS = ("logits", "embeddings", "attention")
+SCORES, INDICES = "scores", "indices"  # what a file with its postprocessing inside gives beside the logits
+FRAME_FORMATS = ("rgb", "rgba", "bgra", "nv21")
 CALIBRATED = ("int8", "int8+bf16", "fp8")  # on images
 
 
@@ -27,6 +31,11 @@ class TensorSpec:
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+
+    @property
+    def example(self) -> tuple[int, ...]:
+        """The shape with a number for each dimension: of a batch and what is unknown, 1."""
+        return tuple(n if isinstance(n, int) else EXAMPLE.get(n, 1) for n in self.shape)
 
     def __str__(self) -> str:
         return f"{self.name} {self.dtype} {'x'.join(map(str, self.shape))}"
@@ -52,6 +61,43 @@ class Packing:
 
 
 @dataclass(frozen=True)
+class Frame:
+    """What a file with its preprocessing inside is given: one uint8 picture, as a camera or a decoder has it.
+
+    Attributes:
+        format: 'rgb' (height, width, 3), 'rgba' or 'bgra' (height, width, 4; the fourth is not looked at), or 'nv21'
+            (height * 3 / 2, width): Android's camera format, the luma plane and under it V and U in turn for each
+            2 x 2 pixels, in JFIF's full range.
+        size: (height, width), or None for any.
+    """
+
+    format: str = "rgb"
+    size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.format not in FRAME_FORMATS:
+            raise UsageError(f"Unknown frame format '{self.format}': one of {', '.join(FRAME_FORMATS)}.")
+        if self.size is None:
+            return
+        object.__setattr__(self, "size", tuple(self.size))
+        if len(self.size) != 2 or not all(isinstance(n, int) and 1 <= n <= LARGEST_SIDE for n in self.size):
+            raise UsageError(f"A frame is height x width, each from 1 to {LARGEST_SIDE}, not {self.size}.")
+        if self.format == "nv21" and any(n % 2 for n in self.size):
+            raise UsageError(f"Frames of nv21 have an even height and width, not {self.size[0]}x{self.size[1]}.")
+
+    @property
+    def shape(self) -> tuple[int | str, ...]:
+        """Of the array, dimensions that are free by name."""
+        height, width = self.size or (HEIGHT, WIDTH)
+        if self.format == "nv21":
+            return (height * 3 // 2 if isinstance(height, int) else ROWS, width)
+        return (height, width, 3 if self.format == "rgb" else 4)
+
+    def __str__(self) -> str:
+        return f"{self.format} frames of {'any size' if self.size is None else '{}x{}'.format(*self.size)}"
+
+
+@dataclass(frozen=True)
 class InputSpec:
     """Everything between an image file and the input tensor.
 
@@ -64,6 +110,7 @@ class InputSpec:
             (resize the long side, pad).
         channel_order: 'RGB' or 'BGR'.
         packing: how images of up to that height and width are packed into sequences, where the model takes such.
+        frame: what the file is given where all of this is done inside it; None where it is given tensors.
     """
 
     shape: tuple[int, ...] = (3, 224, 224)
@@ -74,6 +121,7 @@ class InputSpec:
     crop_mode: str = "center"
     channel_order: str = "RGB"
     packing: Packing | None = None
+    frame: Frame | None = None
 
     def __post_init__(self) -> None:
         sizes = len(self.shape) in (3, 4) and all(isinstance(n, int) and 1 <= n <= LARGEST_SIDE for n in self.shape)
@@ -125,6 +173,8 @@ class InputSpec:
                 fields["crop_pct"] = float(fields["crop_pct"])
             if fields.get("packing") is not None:
                 fields["packing"] = Packing(**fields["packing"])
+            if fields.get("frame") is not None:
+                fields["frame"] = Frame(**fields["frame"])
             return cls(**fields)
         except (TypeError, ValueError) as error:
             raise UsageError(f"Not an input specification: {error}.") from None
@@ -149,7 +199,9 @@ class InputSpec:
 
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:
-        """What the model is given; the batch is the first dimension of each."""
+        """What the file is given; the batch is the first dimension of each, but frames come one by one."""
+        if self.frame is not None:
+            return (TensorSpec(IMAGE, "uint8", self.frame.shape),)
         if self.packing is None:
             return (TensorSpec(IMAGE, "float32", (BATCH, *self.shape)),)
         sequence = (BATCH, self.packing.length)
@@ -173,7 +225,8 @@ class InputSpec:
         if self.frames is not None:
             return pixels
         crop = f"crop {self.crop_pct:g}" + ("" if self.crop_mode == "center" else f" {self.crop_mode}")
-        return f"{pixels}, {crop}, {self.interpolation}"
+        inside = "" if self.frame is None else f", made inside of {self.frame}"
+        return f"{pixels}, {crop}, {self.interpolation}{inside}"
 
 
 @dataclass(frozen=True)
@@ -208,6 +261,7 @@ class ModelSpec:
         labels: class names in logit order, or None.
         weights: WeightsSource.
         outputs: what the model gives: 'logits', and perhaps 'embeddings' and 'attention'.
+        top: how many of the best classes the file tells beside them (SCORES, INDICES); 0 for none.
     """
 
     name: str
@@ -218,10 +272,16 @@ class ModelSpec:
     labels: tuple[str, ...] | None = None
     weights: WeightsSource = field(default_factory=WeightsSource)
     outputs: tuple[str, ...] = ("logits",)
+    top: int = 0
 
     @property
     def full_name(self) -> str:
         return f"{self.name}.{self.tag}" if self.tag else self.name
+
+    @property
+    def bare(self) -> ModelSpec:
+        """Of the model alone, without what is around it in a file."""
+        return replace(self, input=replace(self.input, frame=None), top=0)
 
     def to_dict(self) -> dict[str, Any]:
         data = asdict(self)
@@ -246,6 +306,8 @@ class ModelSpec:
             raise UsageError(f"Not a model specification: its name is {spec.name!r}, its tag {spec.tag!r}.")
         if not isinstance(spec.num_classes, int) or spec.num_classes < 0:
             raise UsageError(f"Not a model specification: it has {spec.num_classes!r} classes.")
+        if not isinstance(spec.top, int) or not 0 <= spec.top <= spec.num_classes:
+            raise UsageError(f"Not a model specification: it tells {spec.top!r} best classes.")
         if not all(isinstance(name, str) for name in spec.outputs):
             raise UsageError(f"Not a model specification: its outputs are {spec.outputs!r}.")
         if spec.labels and (len(spec.labels) != spec.num_classes or not all(isinstance(n, str) for n in spec.labels)):

@@ -151,7 +151,9 @@ class Session(ABC):
     def includes(self, *, transfers: bool = True) -> str:
         """What the time of a `run` is made of; or, without transfers, of a run by itself."""
         copies = self.copies if transfers else "no copies: inputs and outputs stay on the device"
-        return f"{copies}{', ' if self.launch else ''}{self.launch}; no preprocessing"
+        frames = ["x".join(map(str, spec.example)) for spec in self.inputs if spec.dtype == "uint8"]
+        made = f"preprocessing of a frame of {frames[0]}" if frames else "no preprocessing"
+        return f"{copies}{', ' if self.launch else ''}{self.launch}; {made}"
 
     @abstractmethod
     def _run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]: ...
@@ -194,6 +196,7 @@ class Backend(ABC):
         usual_device: what an empty RunOptions.device means.
         runs_code: opening one of its files runs machine code that is in it.
         dynamic_batch: whether its files can take batches of several sizes.
+        any_size: whether its files can take camera frames of any size, where preprocessing is inside.
         form_of: the backend whose kernels its files run on too; `tune` tries that one, unless this one is named.
     """
 
@@ -202,6 +205,7 @@ class Backend(ABC):
     usual_device: str = "cpu"
     runs_code: bool = False
     dynamic_batch: bool = True
+    any_size: bool = False
     form_of: str = ""
 
     @abstractmethod

@@ -74,6 +74,7 @@ class OnnxRuntimeBackend(Backend):
     """The artifact is the ONNX file; ONNX Runtime optimises it when it opens it."""
 
     name = "onnxruntime"
+    any_size = True
 
     def capabilities(self) -> Capabilities:
         try:

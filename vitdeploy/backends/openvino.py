@@ -67,6 +67,7 @@ class OpenVinoBackend(Backend):
     """The artifact is the ONNX file. `provider_options` are OpenVINO properties, such as INFERENCE_PRECISION_HINT."""
 
     name = "openvino"
+    any_size = True
 
     def capabilities(self) -> Capabilities:
         try:

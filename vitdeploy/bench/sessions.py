@@ -16,6 +16,7 @@ from vitdeploy.bench.parts import Parts
 from vitdeploy.bench.stats import LatencyStats, Ratio, ratio_of_interleaved
 from vitdeploy.bench.timer import Turns, measure_interleaved
 from vitdeploy.errors import UsageError
+from vitdeploy.spec import TensorSpec
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,9 @@ def time_runs(
     sessions = [registry.get(c.backend).open(c.model, c.options or options) for c in candidates]
     calls, batches = [], []
     for session, candidate in zip(sessions, candidates, strict=True):
-        feeds = {spec.name: random_input(spec.shape, spec.dtype, batch, candidate.label) for spec in session.inputs}
-        batches.append(next(iter(feeds.values())).shape[0])
+        feeds = {spec.name: random_input(spec, batch, candidate.label) for spec in session.inputs}
+        given = next(iter(feeds.values()))
+        batches.append(1 if given.dtype == np.uint8 else given.shape[0])
         calls.append(partial(session.run, feeds) if transfers else session.resident(feeds))
     turns = measure_interleaved(calls, warmup, duration)
     for session in sessions:
@@ -88,21 +90,27 @@ def time_runs(
     return list(zip(batches, turns, strict=True))
 
 
-def random_input(shape: Sequence[int | str], dtype: str, batch: int | None, label: str) -> np.ndarray:
+def random_input(spec: TensorSpec, batch: int | None, label: str) -> np.ndarray:
     """Normal noise of the input's shape, or zeros where it takes whole numbers: they may be indices.
+
+    A camera frame, which is uint8, is noise too; where it may have any size it has an example's.
 
     A fixed batch other than the one asked for is a UsageError.
     """
-    first, *rest = shape
+    if spec.dtype == "uint8":
+        if batch not in (None, 1):
+            raise UsageError(f"{label} takes one frame at a time, not {batch}.")
+        return np.random.default_rng(0).integers(0, 256, spec.example, np.uint8)
+    first, *rest = spec.shape
     if any(isinstance(n, str) for n in rest):
         raise UsageError(f"{label} has dynamic dimensions {list(rest)} beside its batch.")
     if isinstance(first, int) and batch not in (None, first):
         raise UsageError(f"{label} was exported for batch {first}, not {batch}.", fix="Export it with --batch 1:8:32.")
     size = first if isinstance(first, int) else batch or 1
     whole = (size, *(int(n) for n in rest))
-    if np.dtype(dtype).kind not in "f":
-        return np.zeros(whole, dtype)
-    return np.random.default_rng(0).standard_normal(whole, dtype=np.float32).astype(dtype)
+    if np.dtype(spec.dtype).kind not in "f":
+        return np.zeros(whole, spec.dtype)
+    return np.random.default_rng(0).standard_normal(whole, dtype=np.float32).astype(spec.dtype)
 
 
 @dataclass(frozen=True)
@@ -130,7 +138,7 @@ def run_alone(
     from vitdeploy.backends import registry
 
     with registry.get(candidate.backend).open(candidate.model, candidate.options or options) as session:
-        feeds = {spec.name: random_input(spec.shape, spec.dtype, batch, candidate.label) for spec in session.inputs}
+        feeds = {spec.name: random_input(spec, batch, candidate.label) for spec in session.inputs}
         for _ in range(2):
             session.run(feeds)
         return Alone(session.parts(feeds, seconds), session.includes(transfers=transfers), session.device_state())

@@ -12,11 +12,12 @@ import numpy as np
 
 from vitdeploy.artifact import digest_file
 from vitdeploy.data.folder import find_images, labelled_folder, load_npz
-from vitdeploy.data.images import decode, preprocess, preprocess_array
+from vitdeploy.data.frames import as_input
+from vitdeploy.data.images import decode, image_of, preprocess_array
 from vitdeploy.data.labels import check_numbers, class_indices
 from vitdeploy.data.list_file import read_list
 from vitdeploy.data.packed import item, item_type
-from vitdeploy.data.synthetic import check, synthetic_image
+from vitdeploy.data.synthetic import check, synthetic_frame, synthetic_image
 from vitdeploy.errors import UsageError
 from vitdeploy.spec import InputSpec
 
@@ -33,7 +34,7 @@ class Items(Protocol):
     def __len__(self) -> int: ...
 
     def load(self, index: int) -> np.ndarray:
-        """float32 (C, H, W). Raises UsageError or OSError when this image cannot be read."""
+        """float32 (C, H, W), or a frame. Raises UsageError or OSError when this image cannot be read."""
 
     def name(self, index: int) -> str: ...
 
@@ -75,7 +76,8 @@ class ImageSet:
     def batches(self, size: int, *, skip_last: bool = False) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         """float32 (n, C, H, W) with int64 (n,) labels or None; n is `size`, but for the last batch.
 
-        Where the spec packs images, n sequences (see packed.item), each made of one image.
+        Where the spec packs images, n sequences (see packed.item), each made of one image; where it takes frames, one
+        frame, uint8 (1, ...), of its own size.
 
         Nothing but the batch that is being filled is held in memory.
 
@@ -83,10 +85,13 @@ class ImageSet:
             skip_last: leave the last batch out where it is not full.
 
         Raises:
-            UsageError: size below 1; no image could be read, or none fills a batch; the first unreadable one if strict.
+            UsageError: size below 1, or of frames not 1; no image could be read, or none fills a batch; the first
+                unreadable one if strict.
         """
         if size < 1:
             raise UsageError(f"Batches of {size} images are not possible.")
+        if size != 1 and self.spec.frame is not None:
+            raise UsageError("Frames come one by one.")
         if skip_last and size > len(self):
             raise UsageError(f"{len(self)} images do not fill a batch of {size}.")
         size = min(size, len(self))
@@ -99,7 +104,9 @@ class ImageSet:
             image = self._load(int(index), skipped)
             if image is None:
                 continue
-            if batch is None:
+            if self.spec.frame is not None:
+                batch = image[None]
+            elif batch is None:
                 batch = np.empty(size, item_type(self.spec))
             batch[len(kept) - begin] = image
             kept.append(place)
@@ -245,7 +252,7 @@ class _Files:
         return len(self.paths)
 
     def load(self, index: int) -> np.ndarray:
-        return preprocess(decode(self.paths[index]), self.spec)
+        return as_input(decode(self.paths[index]), self.spec)
 
     def name(self, index: int) -> str:
         return str(self.paths[index])
@@ -273,7 +280,7 @@ class _Pixels:
         return len(self.images)
 
     def load(self, index: int) -> np.ndarray:
-        return preprocess_array(self.images[index : index + 1], self.spec)[0]
+        return as_input(image_of(self.images[index]), self.spec)
 
     def name(self, index: int) -> str:
         return f"Image {index} of {self.path}"
@@ -286,6 +293,8 @@ class _Tensors:
     """float32 images that are preprocessed already, read from the disk when their turn comes."""
 
     def __init__(self, path: Path, images: np.ndarray, spec: InputSpec) -> None:
+        if spec.frame is not None:
+            raise UsageError(f"{path} holds preprocessed tensors, and the model takes {spec.frame}.")
         if images.shape[1:] != spec.shape:
             raise UsageError(
                 f"{path} holds tensors of shape {list(images.shape[1:])}, and the model takes {list(spec.shape)}."
@@ -318,6 +327,8 @@ class _Synthetic:
         return self.count
 
     def load(self, index: int) -> np.ndarray:
+        if self.spec.frame is not None:
+            return synthetic_frame(self.spec.frame, self.seed, index)
         return synthetic_image(self.spec, index, self.count, self.seed)
 
     def name(self, index: int) -> str:

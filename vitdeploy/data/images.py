@@ -88,14 +88,17 @@ def preprocess_array(images: np.ndarray, spec: InputSpec) -> np.ndarray:
     Raises:
         UsageError: another dtype or shape, or no image at all.
     """
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or images.size == 0 or not (images.ndim == 3 or images.shape[3:] in ((1,), (3,))):
+        raise UsageError(f"Images must be uint8 (N, H, W) or (N, H, W, 3), not {images.dtype} {list(images.shape)}.")
+    return np.stack([preprocess(image_of(image), spec) for image in images])
+
+
+def image_of(pixels: np.ndarray) -> Image.Image:
+    """uint8 (H, W), (H, W, 1) or (H, W, 3) as a Pillow image."""
     from PIL import Image
 
-    images = np.asarray(images)
-    if images.ndim == 4 and images.shape[-1] == 1:
-        images = images[..., 0]
-    if images.dtype != np.uint8 or images.size == 0 or not (images.ndim == 3 or images.shape[3:] == (3,)):
-        raise UsageError(f"Images must be uint8 (N, H, W) or (N, H, W, 3), not {images.dtype} {list(images.shape)}.")
-    return np.stack([preprocess(Image.fromarray(np.ascontiguousarray(image)), spec) for image in images])
+    return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels))
 
 
 def normalise(pixels: np.ndarray, spec: InputSpec) -> np.ndarray:
@@ -151,11 +154,11 @@ def _centre(image: Image.Image, spec: InputSpec) -> Image.Image:
     height, width = spec.size
     fill = [round(255 * mean) if spec.crop_mode == "border" else 0 for mean in spec.mean]
     canvas = Image.new(image.mode, (width, height), tuple(fill) if len(fill) > 1 else fill[0])
-    canvas.paste(image, (_offset(width, image.width), _offset(height, image.height)))
+    canvas.paste(image, (crop_offset(width, image.width), crop_offset(height, image.height)))
     return canvas
 
 
-def _offset(target: int, side: int) -> int:
+def crop_offset(target: int, side: int) -> int:
     """Where the image's edge lies on a centred canvas; torchvision floors paddings and rounds crops half to even."""
     return (target - side) // 2 if target > side else -round((side - target) / 2)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from importlib import resources
+from pathlib import Path
 
 from vitdeploy.errors import UsageError
 
@@ -18,6 +20,40 @@ def imagenet1k() -> tuple[str, ...]:
     """
     text = resources.files("vitdeploy.data").joinpath("imagenet1k.txt").read_text(encoding="utf-8")
     return tuple(text.splitlines())
+
+
+def read_labels(source: str, num_classes: int) -> tuple[str, ...]:
+    """Class names in logit order: 'imagenet', or a file with a name a line, or JSON: a list, or an object of names by
+    number (as Hugging Face's `id2label`).
+
+    Raises:
+        UsageError: it cannot be read, or has not as many names as there are classes.
+    """
+    names = list(imagenet1k()) if source in ("imagenet", "imagenet1k") else _read_names(Path(source))
+    if len(names) != num_classes:
+        raise UsageError(f"{source} has {len(names)} labels, and the model has {num_classes} classes.")
+    return tuple(names)
+
+
+def _read_names(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        found = json.loads(text) if path.suffix.lower() == ".json" else text.splitlines()
+    except (OSError, ValueError, RecursionError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise UsageError(
+            f"The labels in {path} cannot be read: {said}.", fix="Give 'imagenet', or a file with a name a line."
+        ) from None
+    if isinstance(found, dict):
+        found = found.get("id2label", found)
+    if isinstance(found, dict):
+        places = [str(i) for i in range(len(found))]
+        if set(found) != set(places):
+            raise UsageError(f"The labels in {path} are not named by the numbers from 0 to {len(found) - 1}.")
+        found = [found[place] for place in places]
+    if not isinstance(found, list) or not all(isinstance(name, str) and name.isprintable() for name in found):
+        raise UsageError(f"The labels in {path} are not a list of names.")
+    return [name.strip() for name in found]
 
 
 def class_indices(

@@ -10,13 +10,18 @@ from vitdeploy.spec import InputSpec, Packing
 
 
 def item_type(spec: InputSpec) -> np.dtype:
-    """Of an item: float32 (C, H, W) or (C, F, H, W), or a structure with a field for each of the spec's tensors."""
+    """Of an item: float32 (C, H, W) or (C, F, H, W), or a structure with a field for each of the spec's tensors.
+
+    Of a frame, uint8 of its shape; of one of any size, an example's.
+    """
+    if spec.frame is not None:
+        return np.dtype((spec.tensors[0].dtype, spec.tensors[0].example))
     fields = [(tensor.name, tensor.dtype, tensor.shape[1:]) for tensor in spec.tensors]
     return np.dtype(fields if spec.packing is not None else fields[0][1:])
 
 
 def item(image: np.ndarray, spec: InputSpec) -> np.ndarray:
-    """The image, float32 (C, H, W); where the spec packs images, a sequence of it and of cuts of it.
+    """The image, float32 (C, H, W) or a frame; where the spec packs images, a sequence of it and of cuts of it.
 
     The sequence begins with the whole image; the cuts' sizes and places depend on the image alone, and there are as
     many as find room.

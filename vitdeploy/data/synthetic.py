@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from vitdeploy.data.images import normalise
+from vitdeploy.data.frames import to_frame
+from vitdeploy.data.images import image_of, normalise
 from vitdeploy.data.packed import item
 from vitdeploy.errors import UsageError
-from vitdeploy.spec import InputSpec
+from vitdeploy.spec import Frame, InputSpec
 
 CORNER_CASES_FROM = 8
 CORNER_CASES = 3
 CHECKER_SIDE = 8
+# (height, width): lying and standing, even and odd, wide and square.
+FRAME_SIZES = ((480, 640), (641, 427), (335, 503), (300, 300), (405, 720), (231, 173))
 
 
 def synthetic_images(spec: InputSpec, count: int, seed: int = 0) -> np.ndarray:
@@ -54,6 +57,13 @@ def synthetic_image(spec: InputSpec, index: int, count: int, seed: int = 0) -> n
         scene = _scene(rng, height, width + steps, channels)
     views = [normalise(scene[:, step : step + width], spec) for step in range(steps + 1)]
     return views[0] if spec.frames is None else np.stack(views, axis=1)
+
+
+def synthetic_frame(frame: Frame, seed: int, index: int = 0) -> np.ndarray:
+    """A frame that shows such an image, uint8; where it may have any size, that depends on the seed and the index."""
+    rng = np.random.Generator(np.random.PCG64([seed, index]))
+    height, width = frame.size or FRAME_SIZES[(seed + index) % len(FRAME_SIZES)]
+    return to_frame(image_of(_scene(rng, height, width, 3)), frame)
 
 
 def check(count: int, seed: int) -> None:

@@ -1,4 +1,7 @@
-"""A batch by the names of inputs: an array belongs to the only one, a structured array has a field for each."""
+"""A batch by the names of inputs: an array belongs to the only one, a structured array has a field for each.
+
+Of camera frames, which are uint8 and come one by one, a batch is (1, ...), and the file is given what is in it.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,9 @@ if TYPE_CHECKING:
 
 def feeds(batch: np.ndarray, name: str) -> dict[str, np.ndarray]:
     """Arrays by input name; `name` is that of the only input, where the batch is no structured array."""
+    if batch.dtype == np.uint8:
+        (frame,) = batch
+        return {name: frame}
     if batch.dtype.names is None:
         return {name: batch}
     return {field: np.ascontiguousarray(batch[field]) for field in batch.dtype.names}

@@ -28,6 +28,7 @@ def check_request(request: ExportRequest) -> None:
     if request.int8.keep and request.precision in ("fp32", "fp16", "bf16"):
         raise UsageError(f"--keep leaves layers out of int8, fp8 or int4, and {request.precision} is none of them.")
     check_layout(request)
+    check_embed(request)
     check_common(request)
 
 
@@ -36,6 +37,20 @@ def check_layout(request: ExportRequest) -> None:
         raise UsageError(f"Unknown layout '{request.layout}': one of {', '.join(LAYOUTS)}.")
     if request.layout == "triton":
         check_triton(request)
+
+
+def check_embed(request: ExportRequest) -> None:
+    """What cannot be around a model in a file."""
+    request.embed.check()
+    if request.embed.embed_preprocessing and request.batch != 1:
+        raise UsageError("A file with its preprocessing inside takes one frame at a time.", fix="Use --batch 1.")
+    inside = request.embed.embed_preprocessing or request.embed.embed_postprocessing
+    if inside and request.io_precision != "fp32":
+        raise UsageError(
+            "Preprocessing and postprocessing in the file take and give fp32.", fix="Leave --io-precision."
+        )
+    if inside and request.layout != "plain":
+        raise UsageError(f"--layout {request.layout} is for models that take and give tensors alone.")
 
 
 def check_common(request: ExportRequest) -> None:

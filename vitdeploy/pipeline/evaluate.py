@@ -303,6 +303,8 @@ def batch_size(session: Session, job: Job) -> int:
     The one asked for is the artifact's; another model, to compare with, may have its own.
     """
     fixed, asked = session.inputs[0].shape[0], job.request.batch
+    if job.spec.input.frame is not None:
+        fixed = 1
     if isinstance(fixed, str):
         return asked or job.batch
     if asked not in (None, fixed) and job.path == job.request.artifact:
@@ -380,10 +382,10 @@ def ask_eager(module: nn.Module, job: Job, answers: Answers, listener: Listener)
     from vitdeploy.verify.collect import Case, eager_outputs
 
     def run(images: np.ndarray) -> np.ndarray:
-        (out,) = eager_outputs(module, [Case(images, "the data")])
+        (out,) = eager_outputs(module, [Case(images, "the data")], job.spec.input)
         return of_the_image(out["logits"], job.spec)
 
-    size = max(answers.batch, EAGER_BATCH)
+    size = 1 if job.spec.input.frame is not None else max(answers.batch, EAGER_BATCH)
     return stream(run, images_of(job, answers.classes), size, answers.classes, listener.progress)
 
 

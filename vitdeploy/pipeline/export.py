@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy.artifact import Artifact, Manifest, Stage, staged
 from vitdeploy.errors import MissingDependency, UsageError, VerificationFailed, VitdeployError
+from vitdeploy.export.options import around
 from vitdeploy.export.trace import OPSET
 from vitdeploy.pipeline.checks import check_request
 from vitdeploy.pipeline.precision import lowest_opset, own_report, precision_notes
@@ -118,14 +119,16 @@ def export_into(stage: Stage, request: ExportRequest, steps: Steps, version: str
     from vitdeploy.models.build import build
     from vitdeploy.verify.collect import eager_outputs
 
-    built = build(request.model, request.build)
-    steps.listener.model(built)
-    spec = built.spec
-    cases = verification_cases(request, spec)
-    reference = eager_outputs(built.module, cases)
     backend = registry.get(request.backend)
+    built = build(request.model, request.build)
+    spec = around(built.spec, request.embed, any_size=backend.any_size)
+    built = replace(built, spec=spec)
+    steps.listener.model(built)
+    cases = verification_cases(request, spec)
+    reference = eager_outputs(built.module, cases, spec.input)
     ahead = backend.compiles_ahead(request.run)
-    source = source_of(request.backend)(request, built, steps, cases)
+    tensors = cases if spec.input.frame is None else verification_cases(request, spec.bare)
+    source = source_of(request.backend)(request, built, steps, tensors)
     del built
     with steps.step("compile") as detail:
         files = source.compile(backend, stage.folder)
@@ -208,11 +211,14 @@ def verification_cases(request: ExportRequest, spec: ModelSpec) -> list[Case]:
 def judge(
     request: ExportRequest, cases: Sequence[Case], reference: list[dict[str, Any]], got: Collected
 ) -> Verification:
+    from vitdeploy.verify.answers import part_answers
     from vitdeploy.verify.compare import verify_outputs
 
     described = [case.describe() for case in cases]
     logits = {"logits"} & set(reference[0]) or None
-    return verify_outputs(reference, got.outputs, request.precision, request.tolerance, described, logits)
+    plain, reasons = part_answers(got.outputs)
+    found = verify_outputs(reference, plain, request.precision, request.tolerance, described, logits)
+    return replace(found, reasons=(*found.reasons, *reasons))
 
 
 def settle(
@@ -229,7 +235,7 @@ def settle(
     from vitdeploy.verify.collect import eager_outputs
 
     try:
-        exact = eager_outputs(rebuild(spec).module.double(), cases, double=True)
+        exact = eager_outputs(rebuild(spec).module.double(), cases, spec.input, double=True)
     except Exception:  # a user's module may insist on float32: then the first verdict stands
         return verification
     again = judge(request, cases, exact, collected)

@@ -156,7 +156,8 @@ def predict_images(
     import numpy as np
 
     from vitdeploy.backends import isolate
-    from vitdeploy.data.images import decode, preprocess
+    from vitdeploy.data.frames import as_input
+    from vitdeploy.data.images import decode
     from vitdeploy.data.packed import item
     from vitdeploy.pipeline.evaluate import of_the_image
     from vitdeploy.verify.collect import collect
@@ -164,7 +165,7 @@ def predict_images(
     file, artifact = model_file(path)
     spec = spec_of(path)
     backend = backend_of(artifact)
-    tensors = [item(preprocess(decode(image), spec.input), spec.input)[None] for image in images]
+    tensors = [item(as_input(decode(image), spec.input), spec.input)[None] for image in images]
     size = fixed_batch(artifact)
     batches = [np.repeat(tensor, size, axis=0) for tensor in tensors]
     outputs = isolate.call(collect, backend, file, options or RunOptions(), batches, census=False, what=backend).outputs

@@ -72,7 +72,7 @@ def subject_of(path: Path, request: LabRequest) -> Subject:
     wanted = request_of(artifact, file, RunOptions(), spec, request.data, None)
     wanted = replace(wanted, batch=wanted.batches[0])
     cases = verification_cases(wanted, spec)
-    return Subject(artifact, cases, eager_outputs(rebuild(spec).module, cases))
+    return Subject(artifact, cases, eager_outputs(rebuild(spec).module, cases, spec.input))
 
 
 def lab(request: LabRequest, say: Callable[[str], None], listener: Listener | None = None) -> int:

@@ -99,6 +99,8 @@ def precision_notes(request: ExportRequest, applied: Mapping[str, Any], census: 
     for kind, count in census.compute.items():
         if count:
             ran[SHORT.get(kind, kind)] = ran.get(SHORT.get(kind, kind), 0) + count
+    resize = applied.get("embed", {}).get("products", 0)  # which always run in fp32, or in what all runs in
+    ran["fp32"] = max(ran.get("fp32", 0) - resize, 0)
     return [*told(request, report, ran), *notes]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vitdeploy.backends.base import RunOptions
+from vitdeploy.export.options import EmbedOptions
 from vitdeploy.models.build import BuildOptions, Built
 from vitdeploy.quantize.options import Int8Options
 
@@ -37,6 +38,7 @@ class ExportRequest:
         strict: a calibration image that cannot be read is an error.
         int8: how to quantise; of it, what has less than 16 bits all takes `keep`.
         scheme: whose dialect of Q/DQ to write; None takes the backend's own for this machine.
+        embed: what is put into the file around the model.
         sensitivity: int8, fp8: also measure the error of each op alone.
         tolerance: on the maximum error relative to the largest logit; None takes the precision's.
         bench: measure latency; warmup, duration: its seconds.
@@ -60,6 +62,7 @@ class ExportRequest:
     strict: bool = False
     int8: Int8Options = field(default_factory=Int8Options)
     scheme: str | None = None
+    embed: EmbedOptions = field(default_factory=EmbedOptions)
     sensitivity: bool = False
     tolerance: float | None = None
     bench: bool = True
@@ -139,6 +142,7 @@ def request_record(request: ExportRequest) -> dict[str, Any]:
     for name in ("data", "calib", "out"):
         record[name] = None if record[name] is None else str(record[name])
     record["build"] = {k: list(v) if isinstance(v, tuple) else v for k, v in record["build"].items()}
+    record["embed"] = {k: list(v) if isinstance(v, tuple) else v for k, v in record["embed"].items()}
     record["int8"]["keep"] = list(request.int8.keep)
     record["run"]["provider_options"] = dict(record["run"]["provider_options"])
     return record

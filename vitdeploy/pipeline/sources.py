@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 class Source(ABC):
     """A model on its way to a backend. Making one does the work before compiling.
 
+    It is made of a request, the module with the spec of the file that it becomes, and inputs as the bare model takes
+    them, which activation ranges are measured on.
+
     Attributes:
         passes: what rewrote it, for the manifest.
         applied: what was applied, by name.
@@ -84,6 +87,7 @@ class GraphSource(Source):
         self.graph, self.passes, self.applied = make_graph(request, built, steps, cases)
         nodes = self.graph.graph.num_nodes()
         self.facts = {"nodes": nodes, "parameters": parameters(self.graph)[0], "macs": macs(self.graph).total}
+        self.applied |= embed(self.graph, built.spec, request, steps)
 
     def compile(self, backend: Backend, folder: Path) -> list[Path]:
         assert self.graph is not None
@@ -121,11 +125,13 @@ class GraphSource(Source):
         candidate = load(file)
         bound = max(verification.bounds.rel_max or 0.0, 1e-4)
         fresh, _, _ = make_graph(replace(request, precision="fp32", io_precision="fp32"), built, None, [case])
+        embed(fresh, spec, request, Steps(Listener()))
         inputs = feeds_of(fresh, case.image)
         found = bisect(fresh, candidate, inputs, rel_bound=bound)
         if found is not None:
             return found
-        program = trace(built.module, spec.input, batch=request.batch, opset=request.opset or OPSET)
+        program = trace(built.module, spec.bare.input, batch=request.batch, opset=request.opset or OPSET)
+        embed(program, spec, request, Steps(Listener()))
         return bisect(program, candidate, inputs, rel_bound=bound)
 
 
@@ -193,11 +199,33 @@ def source_of(backend: str) -> type[Source]:
 def make_graph(
     request: ExportRequest, built: Built, steps: Steps | None, cases: Sequence[Case]
 ) -> tuple[ir.Model, list[dict[str, Any]], dict[str, Any]]:
-    """Trace, optimise and convert. The same request gives the same graph, name for name."""
+    """Trace, optimise and convert the model alone. The same request gives the same graph, name for name."""
     steps = steps or Steps(Listener())
     graph, passes = trace_and_optimise(request, built, steps)
-    applied = convert(Job(graph, built.spec, request, steps, range_samples(request, cases)))
+    applied = convert(Job(graph, built.spec.bare, request, steps, range_samples(request, cases)))
     return graph, passes, applied
+
+
+def embed(graph: ir.Model, spec: ModelSpec, request: ExportRequest, steps: Steps) -> dict[str, Any]:
+    """Put around the graph what the spec says is in the file; returns what was put there, for the manifest."""
+    from vitdeploy.export.metadata import write_metadata
+    from vitdeploy.export.postprocess import embed_postprocessing
+    from vitdeploy.export.preprocess import embed_preprocessing
+
+    if spec == spec.bare:
+        return {}
+    nodes, products = graph.graph.num_nodes(), 0
+    with steps.step("embed") as detail:
+        if spec.input.frame is not None:
+            products = embed_preprocessing(graph, spec.input)
+            detail.append(f"preprocessing of {spec.input.frame}")
+        if spec.top:
+            embed_postprocessing(graph, spec.top)
+            detail.append(f"the best {spec.top} classes")
+        added = graph.graph.num_nodes() - nodes
+        detail.append(f"{added} nodes")
+    write_metadata(graph, spec, request.precision, request.batch)
+    return {"embed": {"nodes": added, "products": products}}
 
 
 def trace_and_optimise(request: ExportRequest, built: Built, steps: Steps) -> tuple[ir.Model, list[dict[str, Any]]]:
@@ -207,7 +235,7 @@ def trace_and_optimise(request: ExportRequest, built: Built, steps: Steps) -> tu
     from vitdeploy.graph.ops import op_counts
 
     with steps.step("trace") as detail:
-        graph = trace(built.module, built.spec.input, batch=request.batch, opset=request.opset or OPSET)
+        graph = trace(built.module, built.spec.bare.input, batch=request.batch, opset=request.opset or OPSET)
         raw = graph.graph.num_nodes()
         detail += [f"ONNX opset {graph.graph.opset_imports['']}", f"{raw} nodes"]
     before = op_counts(graph)

@@ -62,7 +62,7 @@ def verify_artifact(
         built = rebuild(spec)
         detail.append(spec.full_name)
     with steps.step("eager"):
-        reference = eager_outputs(built.module, cases)
+        reference = eager_outputs(built.module, cases, spec.input)
     del built
     with steps.step("verify") as detail:
         collected = run_candidate(request, file, cases)

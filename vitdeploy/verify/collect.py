@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitdeploy.backends.base import Census, RunOptions, Session
-from vitdeploy.data.synthetic import synthetic_images
+from vitdeploy.data.frames import to_image
+from vitdeploy.data.images import preprocess
+from vitdeploy.data.synthetic import synthetic_frame, synthetic_images
 from vitdeploy.errors import UsageError, VerificationFailed
 from vitdeploy.graph.feeds import feeds
 from vitdeploy.spec import IMAGE, InputSpec
@@ -24,13 +26,14 @@ MOST_REAL_IMAGES = 32
 
 @dataclass(frozen=True)
 class Case:
-    """One input batch, float32 (B, C, H, W) or packed (see data.packed), and where it came from."""
+    """One input batch, float32 (B, C, H, W), packed (see data.packed) or a frame, and where it came from."""
 
     image: np.ndarray
     source: str
 
     def describe(self) -> dict[str, Any]:
-        return {"source": self.source, "batch": len(self.image)}
+        about = {"source": self.source, "batch": len(self.image)}
+        return about if self.image.dtype != np.uint8 else {**about, "frame": list(self.image.shape[1:])}
 
 
 def make_cases(
@@ -46,6 +49,15 @@ def make_cases(
         strict: an image that cannot be read is an error.
     """
     cases = []
+    frame = spec.frame
+    if frame is not None:
+        cases = [Case(synthetic_frame(frame, seed)[None], f"synthetic seed {seed}") for seed in range(seeds)]
+        if data is not None:
+            from vitdeploy.data.image_set import open_images
+
+            chosen = open_images(data, spec, limit=MOST_REAL_IMAGES, strict=strict)
+            cases += [Case(image, "data") for image, _ in chosen.batches(1)]
+        return cases
     for batch in dict.fromkeys(batches):
         cases += [Case(synthetic_images(spec, batch, seed), f"synthetic seed {seed}") for seed in range(seeds)]
     if data is not None:
@@ -59,10 +71,13 @@ def make_cases(
     return cases
 
 
-def eager_outputs(module: nn.Module, cases: Sequence[Case], *, double: bool = False) -> list[dict[str, np.ndarray]]:
+def eager_outputs(
+    module: nn.Module, cases: Sequence[Case], spec: InputSpec | None = None, *, double: bool = False
+) -> list[dict[str, np.ndarray]]:
     """What PyTorch itself says, float32, in eval mode, without gradients; computed in float64 with `double`.
 
-    By the names in the module's `output_names`, where it has some, and else as 'logits'.
+    By the names in the module's `output_names`, where it has some, and else as 'logits'. Frames go through Pillow
+    first, as `spec` says.
 
     Raises:
         VerificationFailed: NaN or Inf: the model is broken before anything was exported.
@@ -74,7 +89,7 @@ def eager_outputs(module: nn.Module, cases: Sequence[Case], *, double: bool = Fa
     names = [str(name) for name in getattr(module, "output_names", ["logits"])]
     with torch.inference_mode():
         for case in cases:
-            inputs = [torch.from_numpy(array) for array in feeds(case.image, IMAGE).values()]
+            inputs = [torch.from_numpy(array) for array in feeds(prepared(case.image, spec), IMAGE).values()]
             out = module(*(t.double() if double and t.is_floating_point() else t for t in inputs))
             named = isinstance(out, tuple) and len(out) == len(names)
             if not named and not isinstance(out, torch.Tensor):
@@ -89,6 +104,13 @@ def eager_outputs(module: nn.Module, cases: Sequence[Case], *, double: bool = Fa
                         fix="Check the checkpoint and the preprocessing.",
                     )
     return results
+
+
+def prepared(batch: np.ndarray, spec: InputSpec | None) -> np.ndarray:
+    """A batch as the model itself takes it: of a frame, what Pillow and numpy make of it."""
+    if spec is None or spec.frame is None:
+        return batch
+    return np.stack([preprocess(to_image(frame, spec.frame), spec) for frame in batch])
 
 
 @dataclass(frozen=True)
