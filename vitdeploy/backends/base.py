@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 
 from vitdeploy.errors import BackendError, UnsupportedModel, UsageError
 from vitdeploy.export.trace import OPSET
+from vitdeploy.spec import IMAGE
 from vitdeploy.spec import TensorSpec as TensorSpec
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from vitdeploy.quantize.schemes import Scheme
+
+
+PREPROCESSING, ANY_SIZE, POSTPROCESSING = EMBEDS = "preprocessing", "preprocessing of any size", "postprocessing"
 
 
 @dataclass(frozen=True)
@@ -69,12 +73,17 @@ class Program:
     """What a backend that starts from PyTorch compiles.
 
     Attributes:
-        module: fp32, in eval mode; takes (B, C, H, W) and returns (B, classes). It is not to be changed.
+        module: fp32, in eval mode; takes (B, C, H, W) and returns (B, classes), or whatever `takes` and `gives` say. It
+            is not to be changed.
         shape: (C, H, W).
         batch: a fixed size, or (min, opt, max).
         io_precision: of the input and the output: 'fp32' or 'fp16'.
-        samples: float32 (B, C, H, W), as the module takes them, real ones first.
-        images: a fresh pass over the images to calibrate on, at most so many at once: float32 (n, C, H, W).
+        samples: float32 (B, C, H, W), as the model within takes them, real ones first.
+        images: a fresh pass over the images to calibrate on, at most so many at once: float32 (n, C, H, W), or one
+            frame, uint8 (1, ...).
+        frame: what the module takes in place of that, where its preprocessing is inside (see export.ends).
+        gives: names of its outputs.
+        metadata: what the file is to tell of itself, where its format has room for that (see export.metadata).
     """
 
     module: nn.Module
@@ -83,6 +92,17 @@ class Program:
     io_precision: str
     samples: Sequence[np.ndarray]
     images: Callable[[int], Iterable[np.ndarray]] = field(default=lambda size: ())
+    frame: TensorSpec | None = None
+    gives: tuple[str, ...] = ("logits",)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def takes(self) -> TensorSpec:
+        """The module's input, of a fixed batch."""
+        if self.frame is not None:
+            return self.frame
+        assert isinstance(self.batch, int)
+        return TensorSpec(IMAGE, "float32", (self.batch, *self.shape))
 
 
 @dataclass(frozen=True)
@@ -196,7 +216,7 @@ class Backend(ABC):
         usual_device: what an empty RunOptions.device means.
         runs_code: opening one of its files runs machine code that is in it.
         dynamic_batch: whether its files can take batches of several sizes.
-        any_size: whether its files can take camera frames of any size, where preprocessing is inside.
+        embeds: what can be put into its files around a model, of EMBEDS.
         form_of: the backend whose kernels its files run on too; `tune` tries that one, unless this one is named.
     """
 
@@ -205,7 +225,7 @@ class Backend(ABC):
     usual_device: str = "cpu"
     runs_code: bool = False
     dynamic_batch: bool = True
-    any_size: bool = False
+    embeds: Collection[str] = ()
     form_of: str = ""
 
     @abstractmethod

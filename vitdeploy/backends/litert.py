@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from vitdeploy.backends.base import (
+    POSTPROCESSING,
+    PREPROCESSING,
     Backend,
     Capabilities,
     Census,
@@ -21,11 +23,10 @@ from vitdeploy.backends.base import (
     TensorSpec,
     closed_session_error,
 )
-from vitdeploy.backends.litert_file import Found, convert, products, read, specs
+from vitdeploy.backends.litert_file import IDENTIFIER, Found, convert, finish, products, read, specs
 from vitdeploy.errors import BackendError, MissingDependency, UnsupportedModel, UsageError
 
 INSTALL = "pip install 'vitdeploy[litert]'"
-IDENTIFIER = slice(4, 8), b"TFL3"  # where a file says what it is (the flatbuffer's file_identifier)
 PRECISIONS = {
     "fp32": "fp32 compute",
     "fp16": "fp16 storage, fp32 compute; fp16 compute where XNNPACK has it",
@@ -41,6 +42,7 @@ class LiteRtBackend(Backend):
     name = "litert"
     source = "program"
     dynamic_batch = False
+    embeds = (PREPROCESSING, POSTPROCESSING)
 
     def capabilities(self) -> Capabilities:
         found = installed("ai-edge-litert")
@@ -52,10 +54,9 @@ class LiteRtBackend(Backend):
         return can
 
     def made(self, model: Path) -> bool:
-        where, what = IDENTIFIER
         try:
             with model.open("rb") as file:
-                return file.read(8)[where] == what
+                return file.read(8)[4:] == IDENTIFIER
         except OSError:
             return False
 
@@ -97,15 +98,22 @@ class LiteRtBackend(Backend):
             raise UnsupportedModel("litert-torch makes files of a fixed batch.", fix="Export with --batch 1, or 4.")
         if program.io_precision != "fp32":
             raise UnsupportedModel(f"LiteRT's inputs and outputs are fp32, not {program.io_precision}.")
-        model = folder / "model.tflite"
+        model, what = folder / "model.tflite", "LiteRT's converter"
         with TemporaryDirectory(prefix="vitdeploy-") as name:
             saved, images = Path(name) / "program.pt2", Path(name) / "images.npy"
             with quiet():
-                torch.export.save(export_program(program.module, program.shape, batch=program.batch), saved)
+                exported = export_program(
+                    program.module,
+                    program.shape,
+                    batch=program.batch,
+                    frame=program.frame,
+                    outputs=len(program.gives),
+                )
+                torch.export.save(exported, saved)
             if precision == "int8":
                 np.save(images, whole(program.images(program.batch), program.batch))
-            shape = (program.batch, *program.shape)
-            isolate.call(convert, saved, model, shape, precision, images, what="LiteRT's converter")
+            isolate.call(convert, saved, model, program.takes, program.gives, precision, images, what=what)
+        isolate.call(finish, model, dict(program.metadata), what=what)
         return [model]
 
     def _open(self, model: Path, options: RunOptions) -> Session:

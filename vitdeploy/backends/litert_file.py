@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,23 +16,25 @@ import numpy as np
 
 from vitdeploy.backends.base import Census, TensorSpec
 from vitdeploy.errors import UsageError
+from vitdeploy.export.metadata import LABELS
 from vitdeploy.spec import IMAGE
 
-OUTPUT = "logits"
 WEIGHTED = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")
 PRODUCTS = (*WEIGHTED, "TRANSPOSE_CONV", "CONV_3D", "BATCH_MATMUL")
 MOVES = ("QUANTIZE", "DEQUANTIZE", "CAST")  # of activations they are casts, of weights a part of reading them
 SHORT = {"float32": "fp32", "float16": "fp16", "int8": "int8", "int16": "int16", "int4": "int4"}
 WIDTH = 8  # bits
+IDENTIFIER = b"TFL3"  # of the flatbuffer, from its fifth byte on
 
 
-def convert(saved: Path, model: Path, shape: Sequence[int], precision: str, images: Path) -> None:
+def convert(saved: Path, model: Path, takes: TensorSpec, gives: Sequence[str], precision: str, images: Path) -> None:
     """Make a .tflite file of a saved program.
 
     Args:
-        saved: of torch.export, from one input to one output.
-        shape: of the input.
-        images: float32 (N, C, H, W), .npy, for int8: what activations are measured on.
+        saved: of torch.export.
+        takes: its input.
+        gives: names of its outputs.
+        images: float32 (N, C, H, W), or frames, uint8 (N, ...), .npy, for int8: what activations are measured on.
     """
     import litert_torch
     import torch
@@ -45,16 +49,18 @@ def convert(saved: Path, model: Path, shape: Sequence[int], precision: str, imag
             self.program = program
 
         def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-            return {OUTPUT: self.program(image)}
+            out = self.program(image)
+            return dict(zip(gives, out if isinstance(out, tuple) else (out,), strict=True))
 
-    made = litert_torch.convert(Named(), sample_kwargs={IMAGE: torch.zeros(*shape)})
+    example = torch.zeros(*takes.example, dtype=getattr(torch, takes.dtype))
+    made = litert_torch.convert(Named(), sample_kwargs={IMAGE: example})
     if precision == "fp32":
         made.export(str(model))
         return
     plain = model.with_suffix(".float")
     try:
         made.export(str(plain))
-        quantise(plain, model, shape[0], precision, images)
+        quantise(plain, model, 1 if takes.dtype == "uint8" else takes.example[0], precision, images)
     finally:
         plain.unlink(missing_ok=True)
 
@@ -83,9 +89,46 @@ def quantise(plain: Path, model: Path, batch: int, precision: str, images: Path)
     measured = None
     if work.need_calibration:
         pixels = np.load(images, mmap_mode="r")
-        feeds = [{IMAGE: pixels[i : i + batch]} for i in range(0, len(pixels), batch)]  # it goes over them twice
+        batches = [pixels[i : i + batch] for i in range(0, len(pixels), batch)]
+        feeds = [{IMAGE: one[0] if one.dtype == np.uint8 else one} for one in batches]  # it goes over them twice
         measured = work.calibrate({"serving_default": feeds}, num_threads=os.cpu_count() or 1)
     work.quantize(measured, enable_progress_report=False).export_model(str(model))
+
+
+def finish(model: Path, metadata: Mapping[str, str]) -> None:
+    """Mend a file's signature, and write into the file what it tells of itself.
+
+    AI Edge Quantizer leaves an output that another op reads too named after its int8 form. Labels are also put behind
+    the file as the zip archive with `labels.txt` that LiteRT's tools for apps look for.
+    """
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    content = model.read_bytes()
+    file = schema.ModelT.InitFromPackedBuf(content, 0)
+    for buffer in file.buffers:
+        if buffer.offset > 1:  # weights behind the flatbuffer, where older runtimes do not look
+            buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
+            buffer.offset = buffer.size = 0
+    graph = file.subgraphs[0]
+    floats = {op.inputs[0]: op.outputs[0] for op in graph.operators if op.outputs[0] in graph.outputs}
+    for output in file.signatureDefs[0].outputs:
+        if output.tensorIndex not in graph.outputs:
+            output.tensorIndex = floats[output.tensorIndex]
+    file.metadata = list(file.metadata or [])
+    for name, text in metadata.items():
+        one, buffer = schema.MetadataT(), schema.BufferT()
+        one.name, one.buffer = name, len(file.buffers)
+        buffer.data = np.frombuffer(text.encode(), np.uint8)
+        file.metadata.append(one)
+        file.buffers.append(buffer)
+    builder = flatbuffers.Builder(1 << 20)
+    builder.Finish(file.Pack(builder), IDENTIFIER)
+    model.write_bytes(bytes(builder.Output()))
+    if LABELS in metadata:
+        entry = zipfile.ZipInfo("labels.txt", (1980, 1, 1, 0, 0, 0))
+        with zipfile.ZipFile(model, "a") as archive:
+            archive.writestr(entry, "".join(f"{name}\n" for name in json.loads(metadata[LABELS])))
 
 
 @dataclass(frozen=True)
@@ -120,7 +163,7 @@ class Found:
                 continue
             kind = self.precision(node)
             ops[op][kind] += 1
-            casts += op in MOVES
+            casts += op in MOVES and self.types[reads[0]] != "uint8"  # which is a camera's
             compute[kind] += op in PRODUCTS
         source = "LiteRT's graph, which XNNPACK runs"
         return Census(source, {op: dict(kinds) for op, kinds in sorted(ops.items())}, dict(+compute), casts)

@@ -16,6 +16,7 @@ import numpy as np
 
 from vitdeploy.backends import ort_libraries
 from vitdeploy.backends.base import (
+    EMBEDS,
     Backend,
     Capabilities,
     Census,
@@ -74,7 +75,7 @@ class OnnxRuntimeBackend(Backend):
     """The artifact is the ONNX file; ONNX Runtime optimises it when it opens it."""
 
     name = "onnxruntime"
-    any_size = True
+    embeds = EMBEDS
 
     def capabilities(self) -> Capabilities:
         try:

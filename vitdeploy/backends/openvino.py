@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitdeploy.backends.base import (
+    EMBEDS,
     Backend,
     Capabilities,
     Census,
@@ -67,7 +68,7 @@ class OpenVinoBackend(Backend):
     """The artifact is the ONNX file. `provider_options` are OpenVINO properties, such as INFERENCE_PRECISION_HINT."""
 
     name = "openvino"
-    any_size = True
+    embeds = EMBEDS
 
     def capabilities(self) -> Capabilities:
         try:

@@ -48,12 +48,14 @@ def decode(path: str | Path) -> Image.Image:
         raise UsageError(f"{path} is a damaged image ({type(error).__name__}: {error}).") from None
 
 
-def preprocess(image: Image.Image, spec: InputSpec) -> np.ndarray:
+def preprocess(image: Image.Image, spec: InputSpec, *, across_first: bool = False) -> np.ndarray:
     """One image as the model's input: resize, centre crop, scale to [0, 1], normalise.
 
     Args:
         image: a Pillow image of mode RGB or L; others are converted.
         spec: with 3 channels (RGB) or 1 (grey).
+        across_first: resize the width first in any case, as Pillow did up to version 12; since then it begins with the
+            height where that loses more than twice as many pixels. Levels differ by rounding.
 
     Returns:
         float32 (C, H, W), equal to `timm.data.create_transform(..., is_training=False)` up to float rounding.
@@ -71,7 +73,10 @@ def preprocess(image: Image.Image, spec: InputSpec) -> np.ndarray:
         raise UsageError(f"Image files give 1 or 3 channels in RGB order, not {spec.shape[0]} in {spec.channel_order}.")
     if image.mode != mode:
         image = image.convert(mode)
-    resized = _resize(image, resized_size(image.height, image.width, spec), spec.interpolation)
+    height, width = resized_size(image.height, image.width, spec)
+    if across_first:
+        image = _resize(image, (image.height, width), spec.interpolation)
+    resized = _resize(image, (height, width), spec.interpolation)
     return normalise(np.asarray(_centre(resized, spec)), spec)
 
 

@@ -16,6 +16,7 @@ from vitdeploy.spec import ModelSpec
 KEY = "vitdeploy.model"
 PRECISION = "vitdeploy.precision"
 BATCH = "vitdeploy.batch"
+LABELS = "labels"
 
 
 def write_metadata(
@@ -26,8 +27,6 @@ def write_metadata(
     Args:
         batch: a fixed size, or (min, opt, max); None where it is not known.
     """
-    from importlib.metadata import version
-
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
         node.doc_string = None
@@ -40,20 +39,26 @@ def write_metadata(
     model.graph.metadata_props.clear()
     model.producer_name, model.producer_version = "vitdeploy", __version__
     model.graph.name, model.graph.doc_string, model.doc_string = spec.name, None, None
-    public = replace(spec, weights=replace(spec.weights, location=Path(spec.weights.location).name))
     model.metadata_props.clear()
-    model.metadata_props.update(
-        {
-            KEY: json.dumps(public.to_dict(), sort_keys=True),
-            "vitdeploy.input": str(spec.input),
-            PRECISION: precision,
-            "vitdeploy.torch": version("torch"),
-        }
-    )
+    model.metadata_props.update(metadata(spec, precision, batch))
+
+
+def metadata(spec: ModelSpec, precision: str, batch: int | tuple[int, int, int] | None = None) -> dict[str, str]:
+    """What a file tells about itself, whatever its format; of this machine it holds nothing."""
+    from importlib.metadata import version
+
+    public = replace(spec, weights=replace(spec.weights, location=Path(spec.weights.location).name))
+    found = {
+        KEY: json.dumps(public.to_dict(), sort_keys=True),
+        "vitdeploy.input": str(spec.input),
+        PRECISION: precision,
+        "vitdeploy.torch": version("torch"),
+    }
     if batch is not None:
-        model.metadata_props[BATCH] = str(batch) if isinstance(batch, int) else ":".join(map(str, batch))
+        found[BATCH] = str(batch) if isinstance(batch, int) else ":".join(map(str, batch))
     if spec.labels:
-        model.metadata_props["labels"] = json.dumps(list(spec.labels))
+        found[LABELS] = json.dumps(list(spec.labels))
+    return found
 
 
 def read_batch(metadata: Mapping[str, str]) -> tuple[int, int, int] | None:

@@ -264,11 +264,12 @@ def _planes(nodes: Nodes, image: ir.Value, frame: Frame, start: Number, stop: Nu
     """float32 (3, rows, width) of levels 0 to 255: rows `start` to `stop` of the picture."""
     if frame.format == "nv21":
         return nodes.slice(_of_nv21(nodes, image, frame), start, stop, 1)
-    planes = nodes("Transpose", nodes.slice(image, start, stop, 0), perm=[2, 0, 1])
+    levels = nodes("Cast", image, kind=FLOAT, to=FLOAT.value)  # first: TensorRT does nothing else with uint8
+    planes = nodes("Transpose", nodes.slice(levels, start, stop, 0), perm=[2, 0, 1])
     if frame.format != "rgb":
         channels = [0, 1, 2] if frame.format == "rgba" else [2, 1, 0]
         planes = nodes("Gather", planes, np.array(channels), axis=0)
-    return nodes("Cast", planes, kind=FLOAT, to=FLOAT.value)
+    return planes
 
 
 def _of_nv21(nodes: Nodes, image: ir.Value, frame: Frame) -> ir.Value:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitdeploy.errors import UnsupportedModel
 from vitdeploy.export.trace import attention_in_4d, quiet, reason
+from vitdeploy.spec import TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -24,14 +25,17 @@ def export_program(
     *,
     batch: int | tuple[int, int, int] = 1,
     dtype: torch.dtype | None = None,
+    frame: TensorSpec | None = None,
+    outputs: int = 1,
 ) -> ExportedProgram:
     """Trace `module` to ATen ops that change nothing in place, attention as one op.
 
     Args:
-        module: in eval mode; takes (B, C, H, W) and returns one tensor.
+        module: in eval mode; takes (B, C, H, W) and returns one tensor, or as many as `outputs`.
         shape: (C, H, W).
         batch: a fixed batch, or (min, opt, max) for a dynamic one.
         dtype: of the input; float32 by default.
+        frame: what the module takes instead, where it takes camera frames.
 
     Raises:
         UnsupportedModel: torch.export cannot trace the module, or it returns something else; the message says which.
@@ -46,15 +50,17 @@ def export_program(
     if not isinstance(batch, int):
         shapes = ({0: torch.export.Dim("batch", min=batch[0], max=batch[2])},)
     example = torch.zeros((size, *shape), dtype=dtype)
+    if frame is not None:
+        example = torch.zeros(frame.example, dtype=getattr(torch, frame.dtype))
     try:
         with quiet(), attention_in_4d(), attention_as_one_op(), torch.no_grad():
             program = torch.export.export(module, (example,), dynamic_shapes=shapes, strict=False)
             program = program.run_decompositions({})
     except Exception as error:
         raise UnsupportedModel(f"torch.export cannot trace this model: {reason(error)}") from error
-    outputs = program.graph_signature.user_outputs
-    if len(outputs) != 1 or not isinstance(outputs[0], str):
-        raise UnsupportedModel(f"This model returns {len(outputs)} values, not one tensor.")
+    made = program.graph_signature.user_outputs
+    if len(made) != outputs or not all(isinstance(one, str) for one in made):
+        raise UnsupportedModel(f"This model returns {len(made)} values, not {outputs}.")
     drop_asserts(program)
     return program
 

@@ -65,7 +65,9 @@ def judged(subject: Subject, outputs: Any) -> Verification:
     got = [tensors(one, wanted) for one, wanted in zip(outputs, subject.reference, strict=True)]
     described = [case.describe() for case in subject.cases]
     logits = {"logits"} & set(subject.reference[0]) or None
-    return verify_outputs(subject.reference, got, subject.precision, cases=described, logits=logits)
+    return verify_outputs(
+        subject.reference, got, subject.precision, cases=described, logits=logits, frames=subject.frames
+    )
 
 
 def tensors(posted: Any, wanted: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

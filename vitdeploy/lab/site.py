@@ -32,6 +32,11 @@ class Subject:
     reference: Sequence[Mapping[str, np.ndarray]]
 
     @property
+    def frames(self) -> bool:
+        """Whether it is given camera frames."""
+        return self.artifact.manifest.model.input.frame is not None
+
+    @property
     def precision(self) -> str:
         return str(self.artifact.manifest.request.get("precision", "fp32"))
 
@@ -73,7 +78,7 @@ def add(files: Site, folder: str, subject: Subject) -> dict[str, Any]:
         "random": spec.weights.kind == "random",
         "input": spec.input.to_dict(),
         "kind": spec.input.kind,
-        "bounds": bounds_for(subject.precision).to_dict(),
+        "bounds": bounds_for(subject.precision, frames=subject.frames).to_dict(),
         "cases": cases,
     }
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.artifact import Artifact, Manifest, Stage, staged
-from vitdeploy.errors import MissingDependency, UsageError, VerificationFailed, VitdeployError
+from vitdeploy.backends.base import ANY_SIZE, POSTPROCESSING, PREPROCESSING
+from vitdeploy.errors import MissingDependency, UnsupportedModel, UsageError, VerificationFailed, VitdeployError
 from vitdeploy.export.options import around
 from vitdeploy.export.trace import OPSET
 from vitdeploy.pipeline.checks import check_request
@@ -65,6 +66,9 @@ def settled(request: ExportRequest) -> ExportRequest:
         raise UsageError(f"{request.backend} quantises with its own tools: options of ours for int8 are not for it.")
     if not isinstance(request.batch, int) and not backend.dynamic_batch:
         raise UsageError(f"Files of {request.backend} have a fixed batch.", fix=f"Use --batch {request.batch[1]}.")
+    inside = {PREPROCESSING: request.embed.embed_preprocessing, POSTPROCESSING: request.embed.embed_postprocessing}
+    for what in (what for what, wanted in inside.items() if wanted and what not in backend.embeds):
+        raise UnsupportedModel(f"Files of {request.backend} cannot have their {what} inside.")
     request = replace(request, run=backend.settled(request.run))
     return replace(request, opset=settled_opset(request))
 
@@ -121,7 +125,7 @@ def export_into(stage: Stage, request: ExportRequest, steps: Steps, version: str
 
     backend = registry.get(request.backend)
     built = build(request.model, request.build)
-    spec = around(built.spec, request.embed, any_size=backend.any_size)
+    spec = around(built.spec, request.embed, any_size=ANY_SIZE in backend.embeds)
     built = replace(built, spec=spec)
     steps.listener.model(built)
     cases = verification_cases(request, spec)
@@ -217,7 +221,8 @@ def judge(
     described = [case.describe() for case in cases]
     logits = {"logits"} & set(reference[0]) or None
     plain, reasons = part_answers(got.outputs)
-    found = verify_outputs(reference, plain, request.precision, request.tolerance, described, logits)
+    frames = any("frame" in case for case in described)
+    found = verify_outputs(reference, plain, request.precision, request.tolerance, described, logits, frames=frames)
     return replace(found, reasons=(*found.reasons, *reasons))
 
 

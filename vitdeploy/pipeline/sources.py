@@ -141,6 +141,8 @@ class ProgramSource(Source):
     unnamed = "No node is named: the compiled program shows no tensors but its outputs."
 
     def __init__(self, request: ExportRequest, built: Built, steps: Steps, cases: Sequence[Case]) -> None:
+        from vitdeploy.export.ends import Ends
+        from vitdeploy.export.metadata import metadata
         from vitdeploy.pipeline.calibration import as_images, calibration_images
 
         self._request = request
@@ -150,12 +152,18 @@ class ProgramSource(Source):
         self._steps = steps
         calibrated = request.precision in CALIBRATED
         self._images = calibration_images(request, built.spec.input) if calibrated else None
-        images = {} if self._images is None else {"images": as_images(self._images).batches}
-        self.program: Program | None = Program(
-            built.module, shape, request.batch, request.io_precision, samples, **images
-        )
+        program = Program(built.module, shape, request.batch, request.io_precision, samples)
+        program = replace(program, metadata=metadata(built.spec, request.precision, request.batch))
+        if self._images is not None:
+            program = replace(program, images=as_images(self._images).batches)
         self.passes, self.applied = [], {"precision": request.precision}
         self.facts = {"parameters": built.parameters, "macs": module_macs(built.module, shape)}
+        if built.spec != built.spec.bare:
+            ends = Ends(built.module, built.spec)
+            frame = built.spec.input.tensors[0] if built.spec.input.frame is not None else None
+            program = replace(program, module=ends, frame=frame, gives=ends.output_names)
+            self.applied["embed"] = {"products": ends.products}
+        self.program: Program | None = program
 
     def compile(self, backend: Backend, folder: Path) -> list[Path]:
         assert self.program is not None

@@ -107,10 +107,10 @@ def eager_outputs(
 
 
 def prepared(batch: np.ndarray, spec: InputSpec | None) -> np.ndarray:
-    """A batch as the model itself takes it: of a frame, what Pillow and numpy make of it."""
+    """A batch as the model itself takes it: of a frame, what Pillow and numpy make of it, in the file's order."""
     if spec is None or spec.frame is None:
         return batch
-    return np.stack([preprocess(to_image(frame, spec.frame), spec) for frame in batch])
+    return np.stack([preprocess(to_image(frame, spec.frame), spec, across_first=True) for frame in batch])
 
 
 @dataclass(frozen=True)

@@ -95,20 +95,22 @@ def verify_outputs(
     tolerance: float | None = None,
     cases: Sequence[Mapping[str, Any]] | None = None,
     logits: Collection[str] | None = None,
+    *,
+    frames: bool = False,
 ) -> Verification:
     """Compare a candidate's outputs with eager PyTorch's on the same inputs, which must differ from one another.
 
     Args:
         reference, candidate: one dict {output name: array} per case.
         precision: whose bounds apply.
-        tolerance: see `bounds_for`.
+        tolerance, frames: see `bounds_for`.
         cases: source and batch of each; None reads the batch from the first output.
         logits: the outputs that hold logits (N, classes); None takes every two-dimensional one.
 
     Raises:
         UsageError: no cases, unequal numbers of them, or outputs of other names or shapes.
     """
-    bounds = bounds_for(precision, tolerance)
+    bounds = bounds_for(precision, tolerance, frames=frames)
     names = _output_names(reference, candidate)
     if cases is None:
         cases = [{"source": "data", "batch": _batch(outputs[names[0]])} for outputs in reference]

@@ -10,7 +10,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy.backends.base import Backend, Capabilities, Census, RunOptions, Session
+from vitdeploy.backends.base import (
+    POSTPROCESSING,
+    PREPROCESSING,
+    Backend,
+    Capabilities,
+    Census,
+    RunOptions,
+    Session,
+)
 from vitdeploy.backends.nvidia import cuda
 from vitdeploy.backends.nvidia.engine import PLAN, Facts
 from vitdeploy.backends.nvidia.gpus import Driver, Gpu, driver
@@ -43,6 +51,7 @@ class EngineBackend(Backend):
     fix: str
     no_gpu: str
     usual_device = "cuda"
+    embeds = (PREPROCESSING, POSTPROCESSING)
 
     def capabilities(self) -> Capabilities:
         found, there = installation(self.module), driver()

@@ -1,4 +1,4 @@
-import { preprocess } from "./preprocess.js";
+import { preprocess, toFrame } from "./preprocess.js";
 
 const MOST_SAMPLES = 20000, WARMUP = 0.5;
 const at = (id) => document.getElementById(id);
@@ -163,15 +163,16 @@ async function trial(model, index, settings) {
     ["ran on", `${settings.provider === "webgpu" ? "WebGPU" : `WebAssembly, ${runtime.threads} thread${runtime.threads > 1 ? "s" : ""}`}`],
   ];
   let { passed } = seen, reason = "";
-  if (config.post) ({ passed, reason } = await report(index, settings, runtime, samples, outputs));
+  if (config.post) ({ passed, reason } = await report(model, index, settings, runtime, samples, outputs));
   show(model.article, rows, passed ? "Outputs match PyTorch's" : `Outputs do not match PyTorch's. ${reason}`, passed, stats);
 }
 
-async function report(index, settings, runtime, samples, outputs) {
+async function report(model, index, settings, runtime, samples, outputs) {
   const body = {
     model: index, device: settings.device, agent: navigator.userAgent.slice(0, 400), gpu: settings.gpu.slice(0, 120),
     runtime: `onnxruntime-web ${runtime.version}`, provider: settings.provider, threads: runtime.threads, cores: settings.cores,
-    samples, outputs: outputs.map((one) => Object.fromEntries(Object.entries(one).map(([name, data]) => [name, base64(data)]))),
+    samples,
+    outputs: model.expected.map((expected, k) => Object.fromEntries(expected.map(({ name }) => [name, base64(outputs[k][name])]))),
   };
   const answer = await fetch(config.post, { method: "POST", body: JSON.stringify(body) });
   const found = await answer.json();
@@ -206,25 +207,33 @@ async function start() {
 
 // ---- live demo
 
+// What the model takes of a picture: a tensor, or a camera frame where it has its preprocessing inside.
+function given(picture, { input }) {
+  if (input.frame) return { name: "image", dtype: "uint8", ...toFrame(picture, input.frame) };
+  return { name: "image", dtype: "float32", shape: [1, ...input.shape], data: preprocess(picture, input) };
+}
+
 async function classify(source, width, height) {
   if (busy) return;
   const model = config.models[Number(at("which").value)];
   const canvas = at("shown");
-  [canvas.width, canvas.height] = [width, height];
+  // A frame of a fixed size is filled, and what stands out is cut off.
+  [canvas.height, canvas.width] = model.input.frame?.size ?? [height, width];
+  const scale = Math.max(canvas.height / height, canvas.width / width);
   const pen = canvas.getContext("2d", { willReadFrequently: true });
-  pen.drawImage(source, 0, 0);
+  const [left, top] = [(canvas.width - scale * width) / 2, (canvas.height - scale * height) / 2];
+  pen.drawImage(source, left, top, scale * width, scale * height);
   canvas.hidden = source === at("video");
-  const data = preprocess(pen.getImageData(0, 0, width, height), model.input);
-  const shape = [1, ...model.input.shape];
+  const input = given(pen.getImageData(0, 0, canvas.width, canvas.height), model);
   busy = true;
   try {
     await open(model, at("provider").value, Number(at("threads").value));
     model.names ??= model.labels ? await (await fetch(model.labels)).json() : [];
-    const { logits } = await ask("predict", { inputs: [{ name: "image", dtype: "float32", shape, data }] });
-    const top = [...logits.keys()].sort((a, b) => logits[b] - logits[a]);
-    const sum = logits.reduce((total, value) => total + Math.exp(value - logits[top[0]]), 0);
+    const { logits } = await ask("predict", { inputs: [input] });
+    const order = [...logits.keys()].sort((a, b) => logits[b] - logits[a]);
+    const sum = logits.reduce((total, value) => total + Math.exp(value - logits[order[0]]), 0);
     at("classes").replaceChildren(
-      ...top.slice(0, 5).map((i) => element("li", `${model.names[i] ?? `class ${i}`}  ${((100 * Math.exp(logits[i] - logits[top[0]])) / sum).toFixed(1)} %`)),
+      ...order.slice(0, 5).map((i) => element("li", `${model.names[i] ?? `class ${i}`}  ${((100 * Math.exp(logits[i] - logits[order[0]])) / sum).toFixed(1)} %`)),
     );
   } catch (error) {
     opened = null;
@@ -281,7 +290,7 @@ config.models.forEach((model, i) => {
   model.article = card(model);
   option(at("which"), i, model.name);
 });
-at("demo").hidden = !config.models.some((model) => model.kind === "image" && model.cases[0].inputs[0].shape[0] === 1);
+at("demo").hidden = !config.models.some((model) => model.kind === "image" && (model.input.frame || model.cases[0].inputs[0].shape[0] === 1));
 at("camera").hidden = !navigator.mediaDevices?.getUserMedia;
 at("where").textContent = [
   `vitdeploy ${config.vitdeploy}, onnxruntime-web ${config.ort}`,

@@ -134,3 +134,31 @@ export function preprocess(image, spec) {
   }
   return out;
 }
+
+// ImageData to a camera frame, as data/frames.py makes one: { data, shape }.
+export function toFrame(image, { format }) {
+  const { width, height, data } = image;
+  if (format === "nv21") return toNv21(image);
+  const channels = format === "rgb" ? 3 : 4, places = format === "bgra" ? [2, 1, 0, 3] : [0, 1, 2, 3];
+  const out = new Uint8Array(width * height * channels);
+  for (let i = 0; i < width * height; i++)
+    for (let c = 0; c < channels; c++) out[channels * i + c] = c === 3 ? 255 : data[4 * i + places[c]];
+  return { data: out, shape: [height, width, channels] };
+}
+
+// Luma, and under it V and U in turn, the mean of each 2 x 2 pixels; of an odd width or height the last is left out.
+function toNv21(image) {
+  const width = image.width & ~1, height = image.height & ~1;
+  const out = new Uint8Array((width * height * 3) / 2);
+  const tints = new Float32Array((width * height) / 2);
+  for (let y = 0; y < height; y++)
+    for (let x = 0; x < width; x++) {
+      const [r, g, b] = image.data.subarray(4 * (y * image.width + x), 4 * (y * image.width + x) + 3);
+      out[y * width + x] = Math.round(0.299 * r + 0.587 * g + 0.114 * b);
+      const at = (y >> 1) * width + (x & ~1);
+      tints[at] += Math.round(128 + 0.5 * r - 0.418688 * g - 0.081312 * b) / 4;
+      tints[at + 1] += Math.round(128 - 0.168736 * r - 0.331264 * g + 0.5 * b) / 4;
+    }
+  tints.forEach((tint, i) => (out[width * height + i] = Math.min(255, even(tint))));
+  return { data: out, shape: [(height * 3) / 2, width] };
+}
