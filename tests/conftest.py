@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 Once = Callable[[str, Callable[[Path], object]], Path]
@@ -108,3 +109,32 @@ def sized():
     net.image_size = 16
     return net
 """
+
+
+@pytest.fixture(scope="session")
+def photos() -> list[np.ndarray]:
+    """210 photos of odd sizes, lying and standing, up to five times as long as wide: uint8 (height, width, 3).
+
+    They are parts of what VITDEPLOY_TEST_PHOTOS holds, or of the wallpapers of Debian's packages mate-backgrounds and
+    lomiri-wallpapers-16.04 and -20.04.
+    """
+    from PIL import Image
+
+    folder = Path(os.environ.get("VITDEPLOY_TEST_PHOTOS", "/usr/share/backgrounds"))
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".jpg", ".png") and path.stat().st_size < 1e7)
+    if len(files) < 20:
+        pytest.skip(f"there are no 20 photos in {folder}: apt-get install mate-backgrounds lomiri-wallpapers-16.04")
+    whole = []
+    for file in files:
+        with Image.open(file) as image:
+            image.draft("RGB", (2200, 2200))
+            whole.append(image.convert("RGB"))
+            whole[-1].thumbnail((2200, 2200))
+    draw, found = np.random.default_rng(0), []
+    for i in range(210):
+        image = whole[i % len(whole)]
+        width, height = (int(draw.integers(side // 5, side + 1)) for side in image.size)
+        left, top = int(draw.integers(0, image.width - width + 1)), int(draw.integers(0, image.height - height + 1))
+        part = np.asarray(image.crop((left, top, left + width, top + height)))
+        found.append(np.ascontiguousarray(np.rot90(part) if draw.random() < 0.5 else part))
+    return found

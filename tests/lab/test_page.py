@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -25,33 +24,7 @@ from vitdeploy.spec import InputSpec
 
 pytestmark = pytest.mark.usefixtures("ort_web")
 Start = Callable[..., str]
-QUIET = ("background-networking", "component-update", "sync", "quic")
 DONE = "body[data-state=done], body[data-state=failed]"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = os.environ.get("VITDEPLOY_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("there is no Chromium")
-    with api.sync_playwright() as playwright:
-        arguments = ["--no-sandbox", *(f"--disable-{name}" for name in QUIET)]
-        found = playwright.chromium.launch(executable_path=chromium, args=arguments)
-        yield found
-        found.close()
-
-
-@pytest.fixture
-def page(browser: Any) -> Iterator[Any]:
-    """A phone's page; an error on its console fails the test."""
-    found = browser.new_page(viewport={"width": 390, "height": 844})
-    errors: list[str] = []
-    found.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    found.on("pageerror", lambda error: errors.append(str(error)))
-    yield found
-    found.close()
-    assert not errors
 
 
 def ready(page: Any, address: str) -> None:
