@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 from vitdeploy.artifact import Manifest
+from vitdeploy.data.frames import as_input
 from vitdeploy.data.images import decode, preprocess
 from vitdeploy.report import snippet
 from vitdeploy.report.card import card
-from vitdeploy.spec import InputSpec, ModelSpec, Packing, WeightsSource
+from vitdeploy.spec import Frame, InputSpec, ModelSpec, Packing, WeightsSource
 
 yaml = pytest.importorskip("yaml")
 
@@ -74,6 +75,19 @@ def test_program_prepares_images_as_vitdeploy_does(spec: InputSpec, size: tuple[
     np.testing.assert_allclose(names["prepare"](photo)[0], preprocess(decode(photo), spec), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "frame", [Frame("rgb"), Frame("rgba"), Frame("bgra", (40, 30)), Frame("rgb", (64, 64))], ids=str
+)
+def test_program_makes_frames_as_vitdeploy_does(frame: Frame, tmp_path: Path) -> None:
+    photo = tmp_path / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 71, 3), np.uint8)).save(photo)
+    spec, names = InputSpec(frame=frame), {}
+    exec(snippet.prepare(spec), names)
+    made = names["prepare"](photo)
+    np.testing.assert_array_equal(made, as_input(decode(photo), spec))
+    assert made.flags.c_contiguous
+
+
 def test_program_gives_the_logits_when_it_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     from onnx import TensorProto, helper, save
@@ -98,6 +112,9 @@ def test_program_gives_the_logits_when_it_is_run(tmp_path: Path, monkeypatch: py
     np.testing.assert_allclose(names["logits"], session.run(None, {"image": feed})[0][0], atol=1e-6)
 
 
-@pytest.mark.parametrize("spec", [InputSpec((3, 4, 32, 32)), InputSpec((3, 32, 32), packing=Packing(8, 16, 2))])
+@pytest.mark.parametrize(
+    "spec",
+    [InputSpec((3, 4, 32, 32)), InputSpec((3, 32, 32), packing=Packing(8, 16, 2)), InputSpec(frame=Frame("nv21"))],
+)
 def test_card_shows_no_program_when_no_image_file_is_an_input(spec: InputSpec) -> None:
     assert "```" not in card(Manifest(ModelSpec("m", input=spec)))

@@ -20,6 +20,21 @@ def prepare(path):
     mean, std = (np.array(v, np.float32)[:, None, None] for v in ({mean}, {std}))
     return ((pixels - mean) / std)[None]
 '''
+FRAME = '''import numpy as np
+from PIL import Image, ImageOps
+
+
+def prepare(path):
+    """An image file as a frame, uint8 ({shape}); the file does the rest."""
+    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB"){fit}
+    return {pixels}
+'''
+PIXELS = {
+    "rgb": "np.array(image)",
+    "rgba": 'np.array(image.convert("RGBA"))',
+    "bgra": 'np.ascontiguousarray(np.array(image.convert("RGBA"))[..., [2, 1, 0, 3]])',
+}
+FIT = "\n    image = ImageOps.fit(image, ({width}, {height}), Image.Resampling.BICUBIC)"
 SQUASH = """    image = image.resize(({resize_width}, {resize_height}), Image.Resampling.{filter})
     left, top = round((image.width - {width}) / 2), round((image.height - {height}) / 2)
     image = image.crop((left, top, left + {width}, top + {height}))"""
@@ -72,6 +87,8 @@ def usage(manifest: Manifest) -> Sequence[str]:
 
 def plain_image(spec: InputSpec) -> bool:
     """Whether an image file can become this input in a few lines."""
+    if spec.frame is not None:
+        return spec.frame.format in PIXELS
     known = spec.shape[0] in (1, 3) and spec.channel_order == "RGB" and spec.crop_mode != "border"
     return known and spec.frames is None and spec.packing is None
 
@@ -87,7 +104,12 @@ def program(manifest: Manifest) -> str:
 
 
 def prepare(spec: InputSpec) -> str:
-    """The function that makes an input of an image file, as data.images.preprocess does."""
+    """The function that makes an input of an image file, as data.frames.as_input does."""
+    if spec.frame is not None:
+        size = spec.frame.size
+        fit = FIT.format(height=size[0], width=size[1]) if size else ""
+        shape = ", ".join(map(str, spec.frame.shape))
+        return FRAME.format(shape=shape, fit=fit, pixels=PIXELS[spec.frame.format])
     height, width = spec.size
     tall, wide = (math.floor(side / spec.crop_pct) for side in spec.size)
     form = SQUASH if spec.crop_mode == "squash" else SQUARE if tall == wide else OBLONG
