@@ -179,11 +179,11 @@ def main() -> None:
     installed = {one.name: one.version for one in importlib.metadata.distributions()}
     versions = ", ".join(f"{name} {installed[name]}" for name in PACKAGES if name in installed)
     lines = [
-        f"{facts['cpu']}, {facts['usable_cores']} cores; vitdeploy {__version__}, {versions}; {arguments.threads} thread, "
-        "batch 1",
+        f"{facts['cpu']}, {facts['usable_cores']} cores; vitdeploy {__version__}, {versions}; "
+        f"{arguments.threads} thread, batch 1",
         "",
-        "| model | runtime | precision | made by | MB | error | median, ms | over the bare export on ONNX Runtime | over the "
-        "same precision of others | over the best of others on this runtime |",
+        "| model | runtime | precision | made by | MB | error | median, ms | over the bare export on ONNX Runtime | "
+        "over the same precision of others | over the best of others on this runtime |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     print("\n".join(lines), flush=True)

@@ -47,9 +47,8 @@ def bare(module: nn.Module, images: np.ndarray, folder: Path) -> Path:
         example = torch.zeros(1, *images.shape[1:])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.onnx.export(
-                module, (example,), str(file), dynamo=True, verbose=False, input_names=["image"], output_names=["logits"]
-            )  # fmt: skip
+            names = {"input_names": ["image"], "output_names": ["logits"]}
+            torch.onnx.export(module, (example,), str(file), dynamo=True, verbose=False, **names)
     return file
 
 

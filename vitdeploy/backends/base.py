@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vitdeploy.quantize.schemes import Scheme
 
 
+PROFILED = 10  # runs
 PREPROCESSING, ANY_SIZE, POSTPROCESSING = EMBEDS = "preprocessing", "preprocessing of any size", "postprocessing"
 
 
@@ -191,6 +192,11 @@ class Session(ABC):
             Seconds of each of several runs, by part: 'h2d' (inputs to the device), 'compute', 'd2h' (outputs back),
             'latency' (their sum) and, where launching work is apart from doing it, 'enqueue'. Empty on a host's CPU.
         """
+        return {}
+
+    def op_seconds(self, feeds: Mapping[str, np.ndarray], runs: int = PROFILED) -> dict[str, float]:
+        """Mean seconds of a run by type of op, by the runtime's own profiler, which slows it; else empty."""
+        self.check(feeds)
         return {}
 
     def device_state(self) -> dict[str, float]:

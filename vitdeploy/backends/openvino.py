@@ -11,6 +11,7 @@ import numpy as np
 
 from vitdeploy.backends.base import (
     EMBEDS,
+    PROFILED,
     Backend,
     Capabilities,
     Census,
@@ -159,6 +160,25 @@ class OpenVinoSession(Session):
             raise BackendError(f"OpenVINO cannot run inputs of shape {sizes}: {_reason(error)}.") from error
         self._checked.add(shapes)
 
+    def op_seconds(self, feeds: Mapping[str, np.ndarray], runs: int = PROFILED) -> dict[str, float]:
+        """From the counters of a compiled model of its own, which fuses as this one does."""
+        self.check(feeds)
+        compiled = _compile_native(self._model, self._options, self._precision, {"PERF_COUNT": "YES"})
+        request = compiled.create_infer_request()
+        native = {i: np.asarray(feeds[spec.name], order="C") for i, spec in enumerate(self.inputs)}
+        found: dict[str, float] = {}
+        try:
+            request.infer(native)
+            for _ in range(runs):
+                request.infer(native)
+                for one in request.profiling_info:
+                    seconds = one.real_time.total_seconds() / runs
+                    if seconds > 0:
+                        found[one.node_type] = found.get(one.node_type, 0.0) + seconds
+        except Exception as error:
+            raise BackendError(f"OpenVINO failed: {_reason(error)}.") from error
+        return found
+
     def census(self) -> Census:
         """Count the nodes of the compiled graph; the model file is read once more, for what was fused into them.
 
@@ -197,7 +217,7 @@ def _import() -> Any:
     return openvino
 
 
-def _compile_native(model: Path, options: RunOptions, precision: str) -> Any:
+def _compile_native(model: Path, options: RunOptions, precision: str, more: Mapping[str, str] | None = None) -> Any:
     """A CompiledModel of the file, on the device and with the properties that the options and its precision ask for."""
     core = _import().Core()
     device = _device(core, options)
@@ -206,7 +226,7 @@ def _compile_native(model: Path, options: RunOptions, precision: str) -> Any:
     if any(op.get_type_name() == "FakeQuantize" for op in read.get_ops()):
         settings = _for_dialect(model) | settings
     try:
-        return core.compile_model(read, device, settings)
+        return core.compile_model(read, device, settings | dict(more or {}))
     except Exception as error:
         raise BackendError(f"OpenVINO refuses {model}: {_reason(error)}.") from error
 

@@ -144,6 +144,16 @@ def run_alone(
         return Alone(session.parts(feeds, seconds), session.includes(transfers=transfers), session.device_state())
 
 
+def op_milliseconds(candidate: Candidate, options: RunOptions, batch: int | None) -> dict[str, float]:
+    """See Session.op_seconds. Made to run in a child process."""
+    from vitdeploy.backends import registry
+
+    with registry.get(candidate.backend).open(candidate.model, candidate.options or options) as session:
+        feeds = {spec.name: random_input(spec, batch, candidate.label) for spec in session.inputs}
+        found = session.op_seconds(feeds)
+    return {op: round(1e3 * seconds, 6) for op, seconds in sorted(found.items(), key=lambda one: -one[1])}
+
+
 def bench_sessions(
     candidates: Sequence[Candidate],
     options: RunOptions,

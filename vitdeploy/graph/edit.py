@@ -87,6 +87,17 @@ def weight(
     return value
 
 
+def copy_of(model: ir.Model) -> ir.Model:
+    """A clone that shares nothing but the numbers of its weights: not its values' types either, which are mutable."""
+    copy = model.clone()
+    values = [*copy.graph.inputs, *copy.graph.initializers.values()]
+    values += [out for node in copy.graph.all_nodes() for out in node.outputs]
+    for value in values:
+        if isinstance(value.type, ir.TensorType):
+            value.type = ir.TensorType(value.type.dtype)
+    return copy
+
+
 def array(graph: ir.Graph, name: str, data: np.ndarray) -> ir.Value:
     """A new initializer with these numbers."""
     return weight(graph, name, ir.DataType.from_numpy(data.dtype), data.shape, lambda: data)

@@ -170,7 +170,8 @@ def export_into(stage: Stage, request: ExportRequest, steps: Steps, version: str
         detail += [verification.summary(), "PASS" if verification else "FAIL"]
     if ahead:
         steps.note(f"What was verified is {STAND_IN}: the compiled file is for another machine and has not run.")
-    manifest = replace(manifest, verification=verification.to_dict(), steps=steps.done)
+    layers = [one.to_dict() for one in source.layers]
+    manifest = replace(manifest, verification={**verification.to_dict(), "layers": layers}, steps=steps.done)
     if not verification:
         raise failed(request, stage, manifest, verification, cases)
     if request.bench and ahead:
@@ -179,9 +180,9 @@ def export_into(stage: Stage, request: ExportRequest, steps: Steps, version: str
         steps.note(f"Latency is not measured: the file is written for {own['scheme']}, not for {request.backend}.")
     elif request.bench:
         with steps.step("bench") as detail:
-            measured = bench_one(request, files[0])
+            measured, ops = bench_one(request, files[0])
             detail.append(bench_line(measured))
-        manifest = replace(manifest, bench=measured.to_dict(), steps=steps.done)
+        manifest = replace(manifest, bench={**measured.to_dict(), "ops_ms": ops}, steps=steps.done)
     return finish(stage, manifest)
 
 
@@ -256,9 +257,9 @@ def failed(
         file = stage.folder / manifest.model_file
         departure = source.find_departure(request, manifest.model, file, cases[0], verification)
     except Exception as error:  # the verdict must not be lost to the search for its cause
-        manifest = replace(manifest, verification={**verification.to_dict(), "bisect_error": str(error)})
+        manifest = replace(manifest, verification={**(manifest.verification or {}), "bisect_error": str(error)})
     if departure is not None:
-        manifest = replace(manifest, verification={**verification.to_dict(), "departure": departure.to_dict()})
+        manifest = replace(manifest, verification={**(manifest.verification or {}), "departure": departure.to_dict()})
     artifact = finish(stage, manifest, failed=True)
     kept = f"The artifact is kept apart in {artifact.folder}/ with its report."
     return verdict(verification, departure, *filter(None, (source.unnamed, kept)))
@@ -270,12 +271,16 @@ def verdict(verification: Verification, departure: Departure | None, *more: str)
     return VerificationFailed(" ".join(verification.reasons), fix="\n".join(lines) or None)
 
 
-def bench_one(request: ExportRequest, model: Path) -> Measured:
-    from vitdeploy.bench.sessions import Candidate, bench_sessions
+def bench_one(request: ExportRequest, model: Path) -> tuple[Measured, dict[str, float]]:
+    """Latency, and milliseconds of each type of op where the runtime's profiler tells."""
+    from vitdeploy.backends import isolate
+    from vitdeploy.bench.sessions import Candidate, bench_sessions, op_milliseconds
 
     batch = None if isinstance(request.batch, int) else request.batch[1]
     candidate = Candidate(request.backend, model, request.folder.name)
-    return bench_sessions([candidate], request.run, batch=batch, warmup=request.warmup, duration=request.duration)[0]
+    timing: dict[str, Any] = {"batch": batch, "warmup": request.warmup, "duration": request.duration}
+    measured = bench_sessions([candidate], request.run, **timing)[0]
+    return measured, isolate.call(op_milliseconds, candidate, request.run, batch)
 
 
 def bench_line(measured: Measured) -> str:

@@ -11,20 +11,24 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.backends.base import Backend, Program, RunOptions
-from vitdeploy.errors import UnsupportedModel
+from vitdeploy.errors import UnsupportedModel, VitdeployError
 from vitdeploy.export.trace import OPSET
 from vitdeploy.models.build import Built
-from vitdeploy.pipeline.precision import Job, convert, range_samples
+from vitdeploy.pipeline.precision import CONVERSIONS, Job, convert, range_samples
 from vitdeploy.pipeline.request import ExportRequest, Listener, Steps
 from vitdeploy.spec import CALIBRATED, ModelSpec
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx_ir as ir
     from torch import nn
 
     from vitdeploy.verify.bisect import Departure
     from vitdeploy.verify.collect import Case, Collected
     from vitdeploy.verify.compare import Verification
+    from vitdeploy.verify.layers import LayerError
+
+MOST_COMPARED = 150_000_000  # parameters: the fp32 graph is held beside the converted one
 
 
 class Source(ABC):
@@ -37,12 +41,14 @@ class Source(ABC):
         passes: what rewrote it, for the manifest.
         applied: what was applied, by name.
         facts: nodes, parameters, macs, as far as there are such.
+        layers: error of each layer, where a graph was converted to another precision; see verify.layers.
         unnamed: why no node is named when a verification fails; empty where one can be.
     """
 
     passes: list[dict[str, Any]]
     applied: dict[str, Any]
     facts: dict[str, Any]
+    layers: Sequence[LayerError] = ()
     unnamed: str = ""
 
     @abstractmethod
@@ -84,7 +90,7 @@ class GraphSource(Source):
 
         self._request = request
         self.graph: ir.Model | None
-        self.graph, self.passes, self.applied = make_graph(request, built, steps, cases)
+        self.graph, self.passes, self.applied, self.layers = make_graph(request, built, steps, cases)
         nodes = self.graph.graph.num_nodes()
         self.facts = {"nodes": nodes, "parameters": parameters(self.graph)[0], "macs": macs(self.graph).total}
         self.applied |= embed(self.graph, built.spec, request, steps)
@@ -124,7 +130,7 @@ class GraphSource(Source):
         built = rebuild(spec)
         candidate = load(file)
         bound = max(verification.bounds.rel_max or 0.0, 1e-4)
-        fresh, _, _ = make_graph(replace(request, precision="fp32", io_precision="fp32"), built, None, [case])
+        fresh, *_ = make_graph(replace(request, precision="fp32", io_precision="fp32"), built, None, [case])
         embed(fresh, spec, request, Steps(Listener()))
         inputs = feeds_of(fresh, case.image)
         found = bisect(fresh, candidate, inputs, rel_bound=bound)
@@ -206,12 +212,38 @@ def source_of(backend: str) -> type[Source]:
 
 def make_graph(
     request: ExportRequest, built: Built, steps: Steps | None, cases: Sequence[Case]
-) -> tuple[ir.Model, list[dict[str, Any]], dict[str, Any]]:
-    """Trace, optimise and convert the model alone. The same request gives the same graph, name for name."""
+) -> tuple[ir.Model, list[dict[str, Any]], dict[str, Any], Sequence[LayerError]]:
+    """Trace, optimise and convert the model alone. The same request gives the same graph, name for name.
+
+    Returns:
+        The graph, what the passes did, what was applied, and the error of each layer where it was converted.
+    """
+    from vitdeploy.graph.edit import copy_of
+    from vitdeploy.graph.ops import parameters
+
     steps = steps or Steps(Listener())
     graph, passes = trace_and_optimise(request, built, steps)
+    compared = CONVERSIONS[request.precision].convert is not None and parameters(graph)[0] <= MOST_COMPARED
+    before = copy_of(graph) if compared else None
     applied = convert(Job(graph, built.spec.bare, request, steps, range_samples(request, cases)))
-    return graph, passes, applied
+    return graph, passes, applied, [] if before is None else compare_layers(before, graph, cases[0].image, steps)
+
+
+def compare_layers(before: ir.Model, graph: ir.Model, batch: np.ndarray, steps: Steps) -> list[LayerError]:
+    """Empty where ONNX Runtime's CPU does not run what the graph was converted to."""
+    from vitdeploy.graph.feeds import feeds_of
+    from vitdeploy.verify.layers import layer_errors
+
+    with steps.step("layers") as detail:
+        try:
+            found = layer_errors(before, graph, feeds_of(before, batch))
+        except VitdeployError as error:
+            detail.append(f"cannot be compared one by one: {error.message.splitlines()[0]}")
+            return []
+        worst = max(found, key=lambda one: one.rel_l2, default=None)
+        detail.append(f"{len(found)} compared with fp32")
+        detail += [f"farthest off {worst.rel_l2:.2g} at {worst.layer}"] if worst is not None else []
+    return found
 
 
 def embed(graph: ir.Model, spec: ModelSpec, request: ExportRequest, steps: Steps) -> dict[str, Any]:

@@ -170,6 +170,31 @@ def scatter(title: str, points: Sequence[Point], front: Sequence[int], x_label: 
     return _svg(title, f"{x_label} and {y_label}. {described}", drawn, HEAD + TALL + 40)
 
 
+def course(title: str, values: Sequence[tuple[str, float]], x_label: str, y_label: str) -> str:
+    """Positive values (name, value) in their order from left to right, on a logarithmic scale."""
+    positive = [value for _, value in values if value > 0]
+    if not positive:
+        return ""
+    low = math.floor(math.log10(min(positive)))
+    high = max(math.ceil(math.log10(max(positive)) + 1e-9), low + 1)
+
+    def place(i: int, value: float) -> tuple[float, float]:
+        share = (math.log10(max(value, 10.0**low)) - low) / (high - low)
+        return 6 + 92 * i / max(len(values) - 1, 1), HEAD + TALL * (1 - share)
+
+    drawn = [_text("0", 10, y_label, "name"), _text("100%", HEAD + TALL + 18, f"{x_label} →", "name", "end")]
+    for step in range(low, high + 1, max(1, (high - low) // 5)):
+        _, y = place(0, 10.0**step)
+        drawn += [_line(0, y, 100, y, "grid"), _text("0", y - 4, f"1e{step}")]
+    points = [place(i, value) for i, (_, value) in enumerate(values)]
+    drawn += [_line(*a, *b, "front") for a, b in pairwise(points)]
+    for (x, y), (name, value) in zip(points, values, strict=True):
+        named = f"<title>{text(name)} {text(figure(value))}</title>"
+        drawn.append(f'<circle class="c0" cx="{x:.2f}%" cy="{y:.1f}" r="3">{named}</circle>')
+    described = _told([(name, figure(value)) for name, value in values])
+    return _svg(title, f"{x_label} and {y_label}. {described}", drawn, HEAD + TALL + 24)
+
+
 def bins(samples: Sequence[float], most: int = 40) -> tuple[list[float], list[int]]:
     """Edges and counts over all samples, in bins of one width: as many as the root of their number, 40 at most."""
     low, high = min(samples), max(samples)

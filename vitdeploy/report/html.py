@@ -39,6 +39,7 @@ def report(manifest: Manifest) -> str:
         asked(manifest),
         proof.verification(manifest.verification),
         speed.latency(manifest.bench),
+        speed.ops(manifest.bench),
         speed.devices(manifest.devices, manifest.bench),
         speed.plans(applied),
         proof.quantised(applied),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vitdeploy.report import charts, page
@@ -21,6 +21,7 @@ def verification(found: Any) -> str:
         page.paragraph(f"Every output was held against eager {reference}, on the same inputs."),
         page.bullets([words(one) for one in listed(found.get("reasons"))], "bad"),
         outputs(found),
+        layers(records(found.get("layers"))),
         page.facts([("inputs", "; ".join(cases)), ("why this bound", at(found, "bounds", "reason"))]),
         departure(mapping(found, "departure")),
         page.paragraph(
@@ -49,6 +50,20 @@ def outputs(found: Mapping[str, Any]) -> str:
     title = "Largest error of each output, relative to its largest value"
     numbers = page.table("Figures by output", (*heads, "same top-1", "not finite"), rows, right=range(1, 8))
     return page.figure(title, charts.against_bound(title, errors), numbers)
+
+
+def layers(found: Sequence[Mapping[str, Any]]) -> str:
+    """The error of each layer, in the order in which they run: where it comes in, and where it heals."""
+    known = [(words(one.get("layer")), words(one.get("op_type")), number(one, "rel_l2")) for one in found]
+    if not known:
+        return ""
+    title = "Relative L2 of each layer's output against the same layer in fp32, in the order in which they run"
+    drawn = [(name, error) for name, _, error in known if error is not None]
+    picture = charts.course(title, drawn, "layers", "relative L2")
+    rows = [(name, op, figure(error) or "not finite") for name, op, error in known]
+    heads = ("layer", "op", "relative L2")
+    numbers = page.table(f"All {len(rows)} layers that were compared", heads, rows, right=(2,), shut=True)
+    return page.figure(title, picture, numbers)
 
 
 def departure(found: Mapping[str, Any]) -> str:

@@ -55,6 +55,21 @@ def distribution(samples: Sequence[float], stats: Mapping[str, Any]) -> str:
     return page.figure(title, charts.histogram(title, edges, counts, marks), table)
 
 
+def ops(bench: Any) -> str:
+    """The section on where the time goes by type of op; empty where no profiler told."""
+    took = {words(op): t for op in mapping(bench, "ops_ms") if (t := number(bench, "ops_ms", op)) is not None and t > 0}
+    whole = sum(took.values())
+    if not whole:
+        return ""
+    ranked = sorted(took.items(), key=lambda one: -one[1])
+    title = "Milliseconds of a run by type of op, by the runtime's own profiler"
+    picture = charts.bars(title, [(op, t, f"{figure(t, 3)} ms, {t / whole:.0%}") for op, t in ranked])
+    rows = [(op, figure(t, 4), f"{t / whole:.1%}") for op, t in ranked]
+    table = page.table("The plot's numbers", ("op", "ms", "share"), rows, right=(1, 2), shut=True)
+    told = "The profiler slows what it times: shares mean more than sums."
+    return page.section("Ops by time", page.paragraph(told), page.figure(title, picture, table))
+
+
 def devices(found: Any, bench: Any) -> str:
     """The section on what other devices reported. It comes from strangers: nothing in it is trusted."""
     found = records(found)

@@ -113,22 +113,22 @@ def bisect(
         UsageError: the feeds do not fit, or no value is in both graphs.
         BackendError: ONNX Runtime refuses a graph.
     """
-    pairs = _pairs(reference, candidate)
+    pairs = pairs_of(reference, candidate)
     if not pairs:
         raise UsageError("The two graphs have no value in common, so they cannot be compared node by node.")
-    ours, theirs = _cast(feeds, candidate), _cast(feeds, reference)
+    ours, theirs = cast_feeds(feeds, candidate), cast_feeds(feeds, reference)
     with (
         Probe(candidate, _tensors_made(candidate), threads=threads, chunk_bytes=chunk_bytes // 2) as probe,
         Probe(reference, list(pairs.values()), threads=threads, chunk_bytes=chunk_bytes // 2) as twin,
     ):
-        both = _side_by_side(probe.run(ours), twin.run(theirs), pairs)
+        both = side_by_side(probe.run(ours), twin.run(theirs), pairs)
         output = _first_departure(candidate.graph, feeds, both, rel_bound, atol)
     if output is None:
         return None
     return _describe(reference, candidate, (ours, theirs), pairs, output, rel_bound)
 
 
-def _pairs(reference: ir.Model, candidate: ir.Model) -> dict[str, str]:
+def pairs_of(reference: ir.Model, candidate: ir.Model) -> dict[str, str]:
     """The reference's name of each candidate's node output that it has, in the candidate's order."""
     known = dict.fromkeys(_tensors_made(reference)) | dict.fromkeys(reference.graph.initializers)
     bare: dict[str, str] = {}
@@ -139,7 +139,7 @@ def _pairs(reference: ir.Model, candidate: ir.Model) -> dict[str, str]:
     return {name: twin for name, twin in found if twin is not None}
 
 
-def _side_by_side(
+def side_by_side(
     ours: Iterator[tuple[str, np.ndarray]], theirs: Iterator[tuple[str, np.ndarray]], pairs: Mapping[str, str]
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
     """(name, candidate's value, reference's value or None). A reference's value with two partners waits for both."""
@@ -272,7 +272,7 @@ def _worst(got: np.ndarray, want: np.ndarray | None) -> tuple[tuple[int, ...], f
     return index, None if want is None else float(want.reshape(-1)[flat]), float(got.reshape(-1)[flat])
 
 
-def _cast(feeds: Mapping[str, np.ndarray], model: ir.Model) -> dict[str, np.ndarray]:
+def cast_feeds(feeds: Mapping[str, np.ndarray], model: ir.Model) -> dict[str, np.ndarray]:
     """The feeds in the float types that the graph takes."""
     types = {v.name: v.dtype.numpy() for v in model.graph.inputs if v.dtype is not None}
 
