@@ -9,6 +9,7 @@ import pytest
 from test_fp16 import eager, rel_l2
 from test_int8 import photos
 from test_lint import graph_of, own_cache  # noqa: F401 -- a fixture
+from this_cpu import SCHEME
 
 from vitdeploy.backends import registry
 from vitdeploy.backends.base import RunOptions
@@ -38,6 +39,8 @@ def outputs(backend: str, path: Path, x: np.ndarray) -> np.ndarray:
 def test_runtime_gives_the_graphs_numbers_when_the_dialect_is_anyones(
     name: str, scheme: str, backend: str, tmp_path: Path
 ) -> None:
+    if backend == "onnxruntime" and SCHEMES[scheme].weight_peak > SCHEME.weight_peak:
+        pytest.skip("without VNNI, ONNX Runtime adds products of full weights in 16 bits, which overflow")
     model = graph_of(name, scheme)
     (path,) = save(model, tmp_path / "model.onnx")
     x = photos(name, 3, seed=1)

@@ -11,6 +11,7 @@ import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
 from test_fp16 import MODELS, eager, rel_l2, traced
+from this_cpu import SCHEME
 
 from vitdeploy.backends.base import RunOptions
 from vitdeploy.backends.onnxruntime import OnnxRuntimeBackend
@@ -63,7 +64,7 @@ def by_hand(x: np.ndarray, w: np.ndarray) -> np.ndarray:
     unit = np.float32((high - low) / 255)
     zero = int(np.clip(np.rint(-low / unit), 0, 255))
     levels = np.clip(np.rint(x / unit) + zero, 0, 255).astype(np.int64) - zero
-    step = np.abs(w).max(axis=0) / 127
+    step = np.abs(w).max(axis=0) / SCHEME.weight_peak
     return (levels @ np.rint(w / step).astype(np.int64)) * (unit * step)
 
 
@@ -84,7 +85,7 @@ def test_products_are_those_computed_by_hand(plain: bool, tmp_path: Path) -> Non
         head=head,
         bias=bias,
     )
-    report = to_int8_dynamic(model, get("onnxruntime"))
+    report = to_int8_dynamic(model, SCHEME)
     got = run(written(model, tmp_path), {"x": x}, plain=plain)
     want = np.concatenate([by_hand(x, w), by_hand(x, head.T) + bias], axis=-1)
     assert np.abs(got - want).max() < 1e-4 * np.abs(want).max()
@@ -95,7 +96,7 @@ def test_products_are_those_computed_by_hand(plain: bool, tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", MODELS)
 def test_onnxruntime_fuses_every_planned_product_and_stays_near_eager(name: str, tmp_path: Path) -> None:
     model = traced(name)
-    report = to_int8_dynamic(model, get("onnxruntime"))
+    report = to_int8_dynamic(model, SCHEME)
     path = written(model, tmp_path)
     x = photos(name, 3, seed=1)
     assert rel_l2(run(path, {"image": x}), eager(name, x)) < NEAR

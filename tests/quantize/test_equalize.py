@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 from test_fp16 import traced
 from test_int8 import as_images, own_cache, photos, run, written  # noqa: F401
+from this_cpu import SCHEME
 
 from vitdeploy.errors import UsageError
 from vitdeploy.quantize import equalize as room
@@ -18,10 +19,7 @@ from vitdeploy.quantize.equalize import equalize
 from vitdeploy.quantize.options import EQUALIZERS, Int8Options
 from vitdeploy.quantize.ptq import to_int8
 from vitdeploy.quantize.rewrite import rewrite_reader, rewrite_writer
-from vitdeploy.quantize.schemes import get
 from vitdeploy.quantize.targets import find_targets, to_gemm
-
-SCHEME = get("onnxruntime")
 
 
 def far(a: np.ndarray, b: np.ndarray) -> float:

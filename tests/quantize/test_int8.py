@@ -12,6 +12,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from test_fp16 import MODELS, eager, rel_l2, traced
+from this_cpu import SCHEME
 
 from vitdeploy.backends.base import RunOptions
 from vitdeploy.backends.onnxruntime import OnnxRuntimeBackend
@@ -72,7 +73,7 @@ def planned(report: ptq.Int8Report) -> int:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_onnxruntime_runs_every_planned_op_in_int8_and_stays_near_eager(name: str, tmp_path: Path) -> None:
-    model, report = quantised(name, "onnxruntime")
+    model, report = quantised(name, SCHEME.name)
     path = written(model, tmp_path)
     x = photos(name, 8, seed=1)
     assert rel_l2(run(path, x), eager(name, x)) < NEAR[name]

@@ -37,7 +37,7 @@ def settled(
     moved = [[{"logits": x + np.float32(off * np.abs(x).max())} for x in exact] for off in (eager_off, file_off)]
     collected = Collected(moved[1], None)
     monkeypatch.setattr(build, "rebuild", lambda spec: rebuilt or SimpleNamespace(module=Net()))
-    spec: Any = None
+    spec: Any = SimpleNamespace(input=None)
     return settle(request, spec, cases, collected, judge(request, cases, moved[0], collected))
 
 

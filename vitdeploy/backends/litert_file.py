@@ -16,7 +16,6 @@ import numpy as np
 
 from vitdeploy.backends.base import Census, TensorSpec
 from vitdeploy.errors import UsageError
-from vitdeploy.export.metadata import LABELS
 from vitdeploy.spec import IMAGE
 
 WEIGHTED = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")
@@ -103,6 +102,8 @@ def finish(model: Path, metadata: Mapping[str, str]) -> None:
     """
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
+
+    from vitdeploy.export.metadata import LABELS
 
     content = model.read_bytes()
     file = schema.ModelT.InitFromPackedBuf(content, 0)
