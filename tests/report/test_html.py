@@ -57,10 +57,17 @@ class Reader(HTMLParser):
 def test_page_is_well_formed_and_has_every_section(manifest: Manifest) -> None:
     page = Reader(report(manifest))
     sections = ("Asked and applied", "Verification", "Latency", "Other devices", "Plans that were tried")
-    for title in (*sections, "Quantised layers", "Ops that run", "How it was made", "Environment"):
+    for title in (*sections, "Ops by time", "Quantised layers", "Ops that run", "How it was made", "Environment"):
         assert title in page.said
     assert "✓ Verified" in page.said
     assert [tag for tag in page.names() if tag == "h1"] == ["h1"]
+
+
+def test_layers_and_ops_are_told_in_numbers(manifest: Manifest) -> None:
+    said = Reader(report(manifest)).said
+    assert "All 5 layers that were compared" in said
+    for row in ("blocks.2.fcGemm0.02", "blocks.4.fcGemmnot finite", "Gemm3.276.2%", "Softmax0.921.4%"):
+        assert row in said.replace("\n", "").replace(" ", "") or row in said.replace("\n", "")
 
 
 def test_page_needs_no_network_and_runs_no_script(manifest: Manifest) -> None:
@@ -75,7 +82,7 @@ def test_page_needs_no_network_and_runs_no_script(manifest: Manifest) -> None:
 def test_every_plot_is_followed_by_its_numbers_and_named(manifest: Manifest) -> None:
     names = Reader(report(manifest)).names()
     plots = [i for i, name in enumerate(names) if name == "svg"]
-    assert len(plots) == 7  # errors, distribution, devices, plans, layers, ops, steps
+    assert len(plots) == 9  # errors, error by layer, distribution, ops by time, devices, plans, layers, ops, steps
     for i in plots:
         assert names[i + 1] == "title"
         assert names[i + 3] == "desc"
