@@ -93,16 +93,6 @@ def test_model_is_exported_and_verified_again(backend: LiteRtBackend, tmp_path: 
     assert api.verify(made.folder, tolerance=int8.get("tolerance"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("name", ["mobilevit_xs", "levit_256", "deit_tiny_patch16_224"])
-def test_whole_model_is_proven(backend: LiteRtBackend, tmp_path: Path, name: str, precision: str) -> None:
-    int8 = {"calib_random": True} if precision == "int8" else {}
-    made = api.export(name, precision=precision, backend="litert", bench=False, out=tmp_path / "made", **int8)
-    assert made.manifest.verification is not None
-    assert made.manifest.verification["passed"]
-
-
 def test_file_of_another_maker_is_opened_by_its_own_names(backend: LiteRtBackend, tmp_path: Path) -> None:
     import litert_torch
 
