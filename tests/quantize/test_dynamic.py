@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
 from test_fp16 import MODELS, eager, rel_l2, traced
-from this_cpu import SCHEME
+from this_cpu import COARSER, SCHEME
 
 from vitdeploy.backends.base import RunOptions
 from vitdeploy.backends.onnxruntime import OnnxRuntimeBackend
@@ -99,7 +99,7 @@ def test_onnxruntime_fuses_every_planned_product_and_stays_near_eager(name: str,
     report = to_int8_dynamic(model, SCHEME)
     path = written(model, tmp_path)
     x = photos(name, 3, seed=1)
-    assert rel_l2(run(path, {"image": x}), eager(name, x)) < NEAR
+    assert rel_l2(run(path, {"image": x}), eager(name, x)) < NEAR * COARSER
     with OnnxRuntimeBackend().open(path, RunOptions()) as session:
         census = session.census()
     assert census.compute["int8"] == planned(report)

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from test_fp16 import MODELS, eager, rel_l2, traced
-from this_cpu import SCHEME
+from this_cpu import COARSER, SCHEME
 
 from vitdeploy.backends.base import RunOptions
 from vitdeploy.backends.onnxruntime import OnnxRuntimeBackend
@@ -76,7 +76,7 @@ def test_onnxruntime_runs_every_planned_op_in_int8_and_stays_near_eager(name: st
     model, report = quantised(name, SCHEME.name)
     path = written(model, tmp_path)
     x = photos(name, 8, seed=1)
-    assert rel_l2(run(path, x), eager(name, x)) < NEAR[name]
+    assert rel_l2(run(path, x), eager(name, x)) < NEAR[name] * COARSER
     with OnnxRuntimeBackend().open(path, RunOptions()) as session:
         assert session.census().compute["int8"] == planned(report)
     assert report.quantised_macs > 0.8 * report.macs
