@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitdeploy.backends import ort_libraries
+from vitdeploy.backends import cpu, ort_libraries
 from vitdeploy.backends.base import (
     EMBEDS,
     PROFILED,
@@ -104,7 +104,7 @@ class OnnxRuntimeBackend(Backend):
             raise UnsupportedModel(f"ONNX Runtime's {provider} provider does not compute in fp8.")
         if platform.machine().lower() in ("arm64", "aarch64"):
             return schemes.get("onnxruntime-arm")
-        return schemes.get("onnxruntime" if _has_vnni() else "onnxruntime-avx2")
+        return schemes.get("onnxruntime-avx2" if cpu.saturates() else "onnxruntime")
 
     def _opset(self, options: RunOptions, precision: str) -> int:
         """What is fast because of this machine gets Attention too; what is to run anywhere stays at the older opset."""
@@ -405,15 +405,6 @@ def _on_cpu(options: RunOptions) -> bool:
 def _half_on_cpu() -> str:
     arm = platform.machine().lower() in ("arm64", "aarch64")
     return "fp16 compute where a kernel has it, else fp32" if arm else "fp32 compute"
-
-
-def _has_vnni() -> bool:
-    """Whether the CPU adds four u8 x s8 products at once in 32 bits. Where that cannot be read, it is taken not to."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    return "avx512_vnni" in flags or "avx_vnni" in flags
 
 
 def _devices(providers: list[str]) -> list[str]:

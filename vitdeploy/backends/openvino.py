@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitdeploy.backends import cpu
 from vitdeploy.backends.base import (
     EMBEDS,
     PROFILED,
@@ -89,7 +90,7 @@ class OpenVinoBackend(Backend):
 
         if precision == "fp8":
             raise UnsupportedModel("OpenVINO does not compute in fp8.")
-        return schemes.get("openvino")
+        return schemes.get("openvino-avx2" if cpu.saturates() else "openvino")
 
     def _compile(self, graph: ir.Model, folder: Path, options: RunOptions, precision: str) -> list[Path]:
         from vitdeploy.graph.save import save

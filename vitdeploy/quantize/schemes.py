@@ -109,6 +109,26 @@ _ONNXRUNTIME = Scheme(
     ),
 )
 
+_OPENVINO = Scheme(
+    "openvino",
+    dynamic="weights",
+    dynamic_smallest=(32, 2),
+    not_before=frozenset({"InstanceNormalization"}),
+    reasons=MappingProxyType(
+        {
+            "activation": "oneDNN's x86 kernels multiply u8 by s8, and fold the zero point into the bias",
+            "not_before": "OpenVINO (to 2026.4 at least) moves the weights' scales behind the norm, where "
+            "one a channel is lost: the outputs are garbage",
+            "dynamic": "it spells DynamicQuantizeLinear and MatMulInteger out in float; with "
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE it quantises the inputs of a linear layer with int8 weights",
+            "dynamic_smallest": "OpenVINO multiplies rows under a group of 32, or by one column, in float",
+            "bias": "OpenVINO adds the bias in float, fused; a quantised one only loses bits",
+        }
+    ),
+)
+
+_SATURATES = "without VNNI, two u8 x s8 products are added in 16 bits, which overflow"
+
 SCHEMES: Mapping[str, Scheme] = MappingProxyType(
     {
         scheme.name: scheme
@@ -126,7 +146,7 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
                 reasons=MappingProxyType(
                     {
                         **_ONNXRUNTIME.reasons,
-                        "weight_peak": "without VNNI, two u8 x s8 products are added in 16 bits, which overflow",
+                        "weight_peak": _SATURATES,
                     }
                 ),
             ),
@@ -146,22 +166,12 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
                     }
                 ),
             ),
-            Scheme(
-                "openvino",
-                dynamic="weights",
-                dynamic_smallest=(32, 2),
-                not_before=frozenset({"InstanceNormalization"}),
-                reasons=MappingProxyType(
-                    {
-                        "activation": "oneDNN's x86 kernels multiply u8 by s8, and fold the zero point into the bias",
-                        "not_before": "OpenVINO (to 2026.4 at least) moves the weights' scales behind the norm, where "
-                        "one a channel is lost: the outputs are garbage",
-                        "dynamic": "it spells DynamicQuantizeLinear and MatMulInteger out in float; with "
-                        "DYNAMIC_QUANTIZATION_GROUP_SIZE it quantises the inputs of a linear layer with int8 weights",
-                        "dynamic_smallest": "OpenVINO multiplies rows under a group of 32, or by one column, in float",
-                        "bias": "OpenVINO adds the bias in float, fused; a quantised one only loses bits",
-                    }
-                ),
+            _OPENVINO,
+            replace(
+                _OPENVINO,
+                name="openvino-avx2",
+                weight_peak=63,
+                reasons=MappingProxyType({**_OPENVINO.reasons, "weight_peak": _SATURATES}),
             ),
             Scheme(
                 "tensorrt",
