@@ -21,6 +21,7 @@ from vitdeploy.staging import disk_errors, files_in, flush, flush_folder, make_s
 
 MANIFEST = "manifest.json"
 REPOSITORY = "triton"  # the folder that is a Triton model repository: NAME/VERSION/model file
+PACKED = ".mlpackage"  # the suffix of a folder that is one model
 SCHEMA = 2
 ADDED: dict[int, dict[str, Any]] = {2: {"devices": []}}  # by schema: what older manifests lack
 
@@ -288,9 +289,13 @@ def staged(destination: Path, *, force: bool = False) -> Iterator[Stage]:
 
 
 def folder_of(file: Path) -> Path:
-    """The folder of the artifact that a file would belong to: its own, or the one around a Triton model repository."""
+    """The folder of the artifact that a file would belong to.
+
+    That is its own, or the one around a Triton model repository or a Core ML package.
+    """
     parents = (file if len(file.parents) > 3 else file.absolute()).parents
-    around = parents[3:4] if len(parents) > 3 and parents[2].name == REPOSITORY else ()
+    packed = len(parents) > 3 and (parents[2].name == REPOSITORY or parents[2].suffix == PACKED)
+    around = parents[3:4] if packed else ()
     return next((folder for folder in (file.parent, *around) if (folder / MANIFEST).is_file()), file.parent)
 
 

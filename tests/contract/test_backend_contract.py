@@ -77,9 +77,21 @@ def images(batch: int) -> np.ndarray:
 def backend(request: pytest.FixtureRequest) -> Backend:
     found = backends()[request.param]
     capabilities = found.capabilities()
+    if found.stand_in and capabilities.installed and not capabilities.devices:
+        return stood_in(found)
     if not capabilities.installed or not capabilities.devices:
         pytest.skip(f"{request.param}: {capabilities.reason or 'no device'}")
     return found
+
+
+def stood_in(backend: Backend) -> Backend:
+    """The same, opening files as its stand-in does, where it cannot run them itself."""
+
+    class StoodIn(type(backend)):  # type: ignore[misc]
+        def _open(self, model: Path, options: RunOptions) -> Session:
+            return self._open_stand_in(model, options)
+
+    return StoodIn()
 
 
 Make = Callable[..., list[Path]]
@@ -94,7 +106,7 @@ def compiled(once: Once) -> Make:
         def fill(folder: Path) -> None:
             files = compile_one(backend, options, batch, folder)
             assert sorted(files) == sorted(path for path in folder.rglob("*") if path.is_file())
-            (folder / "files").write_text("\n".join(file.name for file in files))
+            (folder / "files").write_text("\n".join(str(file.relative_to(folder)) for file in files))
 
         try:
             folder = once(f"contract-{backend.name}-{batch}", fill)
@@ -115,7 +127,7 @@ def compile_one(backend: Backend, options: RunOptions, batch: int | str, folder:
 
 @pytest.fixture
 def options(backend: Backend) -> RunOptions:
-    return RunOptions(device=backend.capabilities().devices[0])
+    return RunOptions(device=next(iter(backend.capabilities().devices), backend.usual_device))
 
 
 @pytest.fixture

@@ -224,6 +224,8 @@ class Backend(ABC):
         dynamic_batch: whether its files can take batches of several sizes.
         embeds: what can be put into its files around a model, of EMBEDS.
         form_of: the backend whose kernels its files run on too; `tune` tries that one, unless this one is named.
+        stand_in: what runs the programs of its files where they themselves cannot run (see `open_stand_in`); empty
+            where nothing does.
     """
 
     name: str
@@ -233,6 +235,7 @@ class Backend(ABC):
     dynamic_batch: bool = True
     embeds: Collection[str] = ()
     form_of: str = ""
+    stand_in: str = ""
 
     @abstractmethod
     def capabilities(self) -> Capabilities: ...
@@ -268,6 +271,15 @@ class Backend(ABC):
         if not model.exists():
             raise UsageError(f"No such model file: {model}.")
         return self._open(model, self.settled(options))
+
+    def open_stand_in(self, model: Path, options: RunOptions) -> Session:
+        """As `open`, of what runs a file in the runtime's stead.
+
+        Raises UnsupportedModel where there is no such thing, or it does not know an op of the file.
+        """
+        if not model.exists():
+            raise UsageError(f"No such model file: {model}.")
+        return self._open_stand_in(model, self.settled(options))
 
     def compiles_ahead(self, options: RunOptions) -> bool:
         """Whether what it compiles with these options is for another machine, and cannot be opened on this one."""
@@ -319,6 +331,9 @@ class Backend(ABC):
 
     @abstractmethod
     def _open(self, model: Path, options: RunOptions) -> Session: ...
+
+    def _open_stand_in(self, model: Path, options: RunOptions) -> Session:
+        raise UnsupportedModel(f"What {self.name} compiles for another machine cannot be verified on this one.")
 
     def _scheme(self, options: RunOptions, precision: str) -> Scheme:
         raise UnsupportedModel(f"The backend {self.name} says nothing about how it wants {precision} expressed.")

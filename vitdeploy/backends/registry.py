@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 GROUP = "vitdeploy.backends"
 # Listed here as well, so that they are found when the installed metadata is older than the code.
 BUILT_IN = {
+    "coreml": "vitdeploy.backends.coreml:CoreMlBackend",
     "inductor": "vitdeploy.backends.inductor:InductorBackend",
     "litert": "vitdeploy.backends.litert:LiteRtBackend",
     "onnxruntime": "vitdeploy.backends.onnxruntime:OnnxRuntimeBackend",

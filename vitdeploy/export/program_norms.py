@@ -8,6 +8,7 @@ from vitdeploy.export.program import op_name
 
 if TYPE_CHECKING:
     from torch import Tensor, fx
+    from torch.export import ExportedProgram
 
 NORM = "_native_batch_norm_legit_no_training"
 
@@ -29,6 +30,23 @@ def fold_norms(graph: fx.GraphModule, weights: dict[str, Tensor]) -> int:
             first.replace_all_uses_with(norm.args[0])
         folded += 1
     graph.graph.eliminate_dead_code()
+    return folded
+
+
+def fold_norms_of(program: ExportedProgram) -> int:
+    """As `fold_norms`, in place of a program's graph and of its weights; those of its module stay as they are."""
+    from torch import nn
+
+    signature = program.graph_signature
+    named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    own = {name: target for name, target in named.items() if target in program.state_dict}
+    before = {name: program.state_dict[target] for name, target in own.items()}
+    weights = dict(before)
+    folded = fold_norms(program.graph_module, weights)
+    for name, target in own.items():
+        if weights[name] is not before[name]:
+            program.state_dict[target] = nn.Parameter(weights[name].detach(), requires_grad=False)
+    program.graph_module.recompile()
     return folded
 
 

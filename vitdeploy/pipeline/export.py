@@ -166,10 +166,11 @@ def export_into(stage: Stage, request: ExportRequest, steps: Steps, version: str
     with steps.step("verify") as detail:
         verification = judge(request, cases, reference, collected)
         verification = settle(request, spec, cases, collected, verification)
-        verification = replace(verification, stand_in=STAND_IN if ahead else "")
+        stand_in = (backend.stand_in or STAND_IN) if ahead else ""
+        verification = replace(verification, stand_in=stand_in)
         detail += [verification.summary(), "PASS" if verification else "FAIL"]
     if ahead:
-        steps.note(f"What was verified is {STAND_IN}: the compiled file is for another machine and has not run.")
+        steps.note(f"What was verified is {stand_in}: the compiled file is for another machine and has not run.")
     layers = [one.to_dict() for one in source.layers]
     manifest = replace(manifest, verification={**verification.to_dict(), "layers": layers}, steps=steps.done)
     if not verification:
@@ -188,6 +189,8 @@ def export_into(stage: Stage, request: ExportRequest, steps: Steps, version: str
 
 def where(request: ExportRequest, described: Mapping[str, Any]) -> str:
     """The device that a file was compiled for."""
+    if "runs_on" in described:
+        return f"for {described['runs_on']}"
     named = described.get("compute_capabilities")
     here = request.run.provider or request.run.device
     return f"for compute capability {', '.join(named)}" if named else here

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitdeploy.artifact import MANIFEST, Artifact, folder_of
+from vitdeploy.artifact import MANIFEST, PACKED, Artifact, folder_of
 from vitdeploy.backends.base import RunOptions
 from vitdeploy.errors import UsageError
 from vitdeploy.spec import ModelSpec
@@ -23,9 +23,12 @@ def model_file(path: Path) -> tuple[Path, Artifact | None]:
     Raises UsageError when there is none, or when it is machine code and is not what was exported.
     """
     from vitdeploy.backends import registry
+    from vitdeploy.backends.coreml_file import root
 
     if not path.exists():
         raise UsageError(f"There is no {path}.")
+    if path.suffix == PACKED:
+        path = root(path)
     if not path.is_dir() and not (folder_of(path) / MANIFEST).is_file():
         return path, None
     artifact = Artifact.load(path)

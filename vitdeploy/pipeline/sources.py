@@ -45,6 +45,7 @@ class Source(ABC):
         unnamed: why no node is named when a verification fails; empty where one can be.
     """
 
+    _request: ExportRequest
     passes: list[dict[str, Any]]
     applied: dict[str, Any]
     facts: dict[str, Any]
@@ -59,11 +60,11 @@ class Source(ABC):
         """Write the backend's files, the model file first."""
 
     def stand_in(self, backend: Backend, compiled: Path, cases: Sequence[Case]) -> Collected:
-        """Outputs of what was compiled, where the compiled file cannot run here.
+        """Outputs of what was compiled, where the compiled file cannot run here: by default of the file's stand-in.
 
-        Raises UnsupportedModel where no other runtime runs it.
+        Raises UnsupportedModel where nothing else runs it.
         """
-        raise UnsupportedModel(f"What {backend.name} compiles for another machine cannot be verified on this one.")
+        return run_candidate(self._request, compiled, cases, stand_in=True)
 
     @abstractmethod
     def close(self) -> None:
@@ -302,13 +303,13 @@ def module_macs(module: nn.Module, shape: tuple[int, ...]) -> int:
     return counter.get_total_flops() // 2
 
 
-def run_candidate(request: ExportRequest, model: Path, cases: Sequence[Case]) -> Collected:
+def run_candidate(request: ExportRequest, model: Path, cases: Sequence[Case], *, stand_in: bool = False) -> Collected:
     """The compiled model's outputs on the cases, from a child process, so that a native crash is an error."""
     from vitdeploy.backends import isolate
     from vitdeploy.verify.collect import collect
 
     images = [case.image for case in cases]
-    return isolate.call(collect, request.backend, model, request.run, images, what=request.backend)
+    return isolate.call(collect, request.backend, model, request.run, images, stand_in=stand_in, what=request.backend)
 
 
 def run_stand_in(request: ExportRequest, graph: ir.Model, compiled: Path, cases: Sequence[Case]) -> Collected:

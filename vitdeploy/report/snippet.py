@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from vitdeploy.artifact import Manifest
+from vitdeploy.artifact import PACKED, Manifest
 from vitdeploy.spec import InputSpec
 
 PREPARE = '''import numpy as np
@@ -60,6 +60,11 @@ logits = session.run(None, {{feed.name: image}})[0][0]""",
 model = openvino.compile_model({file}, "CPU")
 image = prepare("photo.jpg"){repeat}{cast}
 logits = model(image)[0][0]""",
+    "coreml": """import coremltools
+
+model = coremltools.models.MLModel({file})  # runs on macOS alone
+image = prepare("photo.jpg"){repeat}{cast}
+logits = model.predict({{"image": image}})["logits"][0]""",
     "litert": """from ai_edge_litert.interpreter import Interpreter
 
 model = Interpreter({file})
@@ -99,7 +104,9 @@ def program(manifest: Manifest) -> str:
     backend, batch = str(request.get("backend", "onnxruntime")), request.get("batch", 1)
     repeat = f".repeat({batch}, axis=0)" if isinstance(batch, int) and batch > 1 else ""
     cast = ".astype(np.float16)" if request.get("io_precision") == "fp16" else ""
-    run = RUNS.get(backend, THROUGH).format(file=ascii(manifest.model_file), repeat=repeat, cast=cast)
+    name, suffix, _ = manifest.model_file.partition(PACKED + "/")
+    file = ascii(name + PACKED if suffix else name)
+    run = RUNS.get(backend, THROUGH).format(file=file, repeat=repeat, cast=cast)
     return f"{prepare(manifest.model.input)}\n\n{run}\nprint(int(logits.argmax()))"
 
 

@@ -127,11 +127,16 @@ def collect(
     options: RunOptions,
     images: Sequence[np.ndarray],
     census: bool = True,
+    stand_in: bool = False,
 ) -> Collected:
-    """Open a compiled model and run it on every image batch. Made to run in a child process (backends.isolate)."""
+    """Open a compiled model, or its stand-in, and run it on every image batch.
+
+    Made to run in a child process (backends.isolate).
+    """
     from vitdeploy.backends import registry
 
-    with registry.get(backend).open(model, options) as session:
+    found = registry.get(backend)
+    with (found.open_stand_in if stand_in else found.open)(model, options) as session:
         outputs = [run_batch(session, image) for image in images]
         return Collected(outputs, session.census() if census else None)
 
