@@ -682,7 +682,11 @@ def lab(
 @app.command()
 def package(
     artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT", help="Artifacts' folders.")],
-    web: Annotated[Path, typer.Option(metavar="DIR", help="A page for any web host: a new folder.")],
+    web: Annotated[Path | None, typer.Option(metavar="DIR", help="A page for any web host: a new folder.")] = None,
+    android: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="An Android Studio project: a new folder.")
+    ] = None,
+    ios: Annotated[Path | None, typer.Option(metavar="DIR", help="An Xcode project: a new folder.")] = None,
     data: Data = None,
     model: Annotated[str | None, typer.Option(help="The code that made the model, where it was yours.")] = None,
     weights: Weights = None,
@@ -690,14 +694,36 @@ def package(
 ) -> None:
     """Write artifacts as what an app's author opens.
 
-    With --web the lab's page, which classifies images in the visitor's browser and proves itself there.
+    With --web the lab's page, which classifies images in the visitor's browser and proves itself there. With --android
+    and --ios the source of an app around one artifact, which does so on a phone.
     """
-    from vitdeploy.pipeline import package_web
+    from vitdeploy.pipeline import package_app, package_web
     from vitdeploy.report.console import ConsoleListener
 
+    apps = {"android": android, "ios": ios}
+    folders = [folder for folder in (web, *apps.values()) if folder is not None]
+    if not folders:
+        raise UsageError("Where to?", fix="Give --web DIR, --android DIR or --ios DIR.")
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UsageError("Each of --web, --android and --ios has a folder of its own.")
+    if web is None:
+        given = {"--data": data, "--model": model, "--weights": weights}
+        for option in (name for name, value in given.items() if value is not None):
+            raise UsageError(f"{option} goes with --web.")
+    if (web is None or len(folders) > 1) and len(artifacts) > 1:
+        raise UsageError(f"An app is made of one artifact, not of {len(artifacts)}.")
     with ConsoleListener() as listener:
-        package_web(artifacts, web, data=data, model=model, weights=weights, listener=listener)
-    print(f"{web}/   index.html; to try it: python3 -m http.server --directory {shlex.quote(str(web))} 8000")
+        for platform, folder in apps.items():
+            if folder is not None:
+                package_app(artifacts[0], folder, platform, listener=listener)
+        if web is not None:
+            package_web(artifacts, web, data=data, model=model, weights=weights, listener=listener)
+    if android is not None:
+        print(f"{android}/   open it in Android Studio; it was not compiled here: see README.md")
+    if ios is not None:
+        print(f"{ios}/   open Classify.xcodeproj in Xcode; it was not compiled here: see README.md")
+    if web is not None:
+        print(f"{web}/   index.html; to try it: python3 -m http.server --directory {shlex.quote(str(web))} 8000")
 
 
 def main() -> None:

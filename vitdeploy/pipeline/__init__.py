@@ -14,7 +14,7 @@ from vitdeploy.pipeline.files import (
     predict_images,
 )
 from vitdeploy.pipeline.lab import LabRequest, lab
-from vitdeploy.pipeline.package import package_web
+from vitdeploy.pipeline.package import package_app, package_web
 from vitdeploy.pipeline.request import ExportRequest, Listener, request_record
 from vitdeploy.pipeline.tune import TuneRequest, tune
 from vitdeploy.pipeline.verify import verify_artifact
@@ -37,6 +37,7 @@ __all__ = [
     "lint_file",
     "mobile_file",
     "model_file",
+    "package_app",
     "package_web",
     "predict_images",
     "request_record",

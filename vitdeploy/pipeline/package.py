@@ -1,15 +1,18 @@
-"""Artifacts as what an app's author opens: here the lab's page as files for any web host."""
+"""Artifacts as what an app's author opens: the lab's page for any web host, an Android app's project, an iOS app's."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vitdeploy.artifact import Artifact
+from vitdeploy.errors import UsageError
 from vitdeploy.pipeline.lab import LabRequest, check_artifacts, subject_of
 from vitdeploy.pipeline.request import Listener, Steps
 from vitdeploy.staging import new_folder
+
+PLATFORMS = ("android", "ios")
 
 # As Netlify, Cloudflare Pages and others read them.
 HOST_HEADERS = """/*
@@ -67,14 +70,49 @@ def package_web(
             with steps.step("eager") as detail:
                 subjects.append(subject_of(path, request))
                 detail.append(f"{path}: {len(subjects[-1].cases)} inputs")
-        for name, content in site(subjects, post=None).items():
-            file = stage / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(content, bytes):
-                file.write_bytes(content)
-            else:
-                shutil.copyfile(content, file)
+        write(site(subjects, post=None), stage)
         names = ", ".join(Artifact.load(path).manifest.model.full_name for path in artifacts)
         (stage / "README.md").write_text(ABOUT.format(names=names, ort=runtime.VERSION), encoding="utf-8")
         (stage / "_headers").write_text(HOST_HEADERS, encoding="utf-8")
     return folder
+
+
+def package_app(artifact: Path, folder: Path, platform: str, *, listener: Listener | None = None) -> Path:
+    """Write an app's project around an artifact into a new folder, whole or not at all; returns it.
+
+    Args:
+        platform: 'android' or 'ios'.
+
+    Raises:
+        UsageError: the folder exists or cannot be written; such an app cannot open the artifact.
+        UnsupportedModel: the model is no classifier of pictures.
+        MissingDependency: the artifact's runtime is not here: it tells what the app has to come to.
+    """
+    from vitdeploy.apps import android, ios
+    from vitdeploy.apps.contents import subject_of
+
+    if platform not in PLATFORMS:
+        raise UsageError(f"Unknown platform '{platform}': one of {', '.join(PLATFORMS)}.")
+    steps = Steps(listener or Listener())
+    with new_folder(folder) as stage:
+        with steps.step("outputs") as detail:
+            if platform == "android":
+                subject = subject_of(artifact, android.RUNTIMES, "Android")
+                files = android.project(subject)
+            else:
+                subject = subject_of(artifact, ios.RUNTIMES, "iOS")
+                files = ios.project(subject)
+            detail.append(f"{artifact}: of a known picture")
+        write(files, stage)
+    return folder
+
+
+def write(files: Mapping[str, Path | bytes], folder: Path) -> None:
+    """Files by their paths in the folder: what is in them, or what they are copies of."""
+    for name, content in files.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, bytes):
+            file.write_bytes(content)
+        else:
+            shutil.copyfile(content, file)

@@ -1,0 +1,4 @@
+plugins {
+    // Compiles Kotlin too.
+    id("com.android.application") version "@AGP@" apply false
+}
