@@ -223,6 +223,8 @@ class Backend(ABC):
         runs_code: opening one of its files runs machine code that is in it.
         dynamic_batch: whether its files can take batches of several sizes.
         embeds: what can be put into its files around a model, of EMBEDS.
+        stores_weights: whether it finds the bits of 'int8-weights' itself when it compiles: its graph is then fp32, and
+            `compile_report` tells what became of the weights.
         form_of: the backend whose kernels its files run on too; `tune` tries that one, unless this one is named.
         stand_in: what runs the programs of its files where they themselves cannot run (see `open_stand_in`); empty
             where nothing does.
@@ -234,6 +236,7 @@ class Backend(ABC):
     runs_code: bool = False
     dynamic_batch: bool = True
     embeds: Collection[str] = ()
+    stores_weights: bool = False
     form_of: str = ""
     stand_in: str = ""
 
@@ -290,7 +293,7 @@ class Backend(ABC):
         return None
 
     def compile_report(self, model: Path) -> dict[str, Any]:
-        """What compiling a program to its precision did, as JSON values by precision, for the manifest's `applied`."""
+        """What compiling did for its precision, as JSON values by precision, for the manifest's `applied`."""
         return {}
 
     def made(self, model: Path) -> bool:

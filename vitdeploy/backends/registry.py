@@ -19,6 +19,7 @@ BUILT_IN = {
     "coreml": "vitdeploy.backends.coreml:CoreMlBackend",
     "inductor": "vitdeploy.backends.inductor:InductorBackend",
     "litert": "vitdeploy.backends.litert:LiteRtBackend",
+    "ncnn": "vitdeploy.backends.ncnn:NcnnBackend",
     "onnxruntime": "vitdeploy.backends.onnxruntime:OnnxRuntimeBackend",
     "onnxruntime-mobile": "vitdeploy.backends.onnxruntime_mobile:OnnxRuntimeMobileBackend",
     "openvino": "vitdeploy.backends.openvino:OpenVinoBackend",

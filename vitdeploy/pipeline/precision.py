@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vitdeploy.backends.base import Census
-from vitdeploy.errors import PrecisionNotApplied
+from vitdeploy.errors import PrecisionNotApplied, UsageError
 from vitdeploy.export.program import PRODUCTS as PROGRAM_PRODUCTS
 from vitdeploy.pipeline.request import ExportRequest, Steps
 from vitdeploy.report.tables import mb
@@ -143,8 +143,13 @@ def to_stored(bits: int) -> Convert:
     """The conversion that stores weights in so many bits."""
 
     def store(job: Job) -> dict[str, Any]:
+        from vitdeploy.backends import registry
         from vitdeploy.quantize.weight_only import to_weight_only
 
+        if registry.get(job.request.backend).stores_weights:
+            if job.request.int8.keep:
+                raise UsageError(f"{job.request.backend} stores all weights alike: --keep is not for it.")
+            return {}
         with job.steps.step("weights") as detail:
             report = to_weight_only(job.graph, bits, keep=job.request.int8.keep)
             stored = sum(op["precision"] == f"int{bits}" for op in report.ops)

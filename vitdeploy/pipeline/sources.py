@@ -14,7 +14,7 @@ from vitdeploy.backends.base import Backend, Program, RunOptions
 from vitdeploy.errors import UnsupportedModel, VitdeployError
 from vitdeploy.export.trace import OPSET
 from vitdeploy.models.build import Built
-from vitdeploy.pipeline.precision import CONVERSIONS, Job, convert, range_samples
+from vitdeploy.pipeline.precision import CONVERSIONS, Job, convert, own_report, range_samples
 from vitdeploy.pipeline.request import ExportRequest, Listener, Steps
 from vitdeploy.spec import CALIBRATED, ModelSpec
 
@@ -98,7 +98,9 @@ class GraphSource(Source):
 
     def compile(self, backend: Backend, folder: Path) -> list[Path]:
         assert self.graph is not None
-        return backend.compile(self.graph, folder, self._request.run, self._request.precision)
+        files = backend.compile(self.graph, folder, self._request.run, self._request.precision)
+        self.applied |= backend.compile_report(files[0])
+        return files
 
     def stand_in(self, backend: Backend, compiled: Path, cases: Sequence[Case]) -> Collected:
         assert self.graph is not None
@@ -227,7 +229,9 @@ def make_graph(
     compared = CONVERSIONS[request.precision].convert is not None and parameters(graph)[0] <= MOST_COMPARED
     before = copy_of(graph) if compared else None
     applied = convert(Job(graph, built.spec.bare, request, steps, range_samples(request, cases)))
-    return graph, passes, applied, [] if before is None else compare_layers(before, graph, cases[0].image, steps)
+    if before is None or not own_report(request.precision, applied):
+        return graph, passes, applied, []
+    return graph, passes, applied, compare_layers(before, graph, cases[0].image, steps)
 
 
 def compare_layers(before: ir.Model, graph: ir.Model, batch: np.ndarray, steps: Steps) -> list[LayerError]:

@@ -169,7 +169,9 @@ class Workshop:
         calib = self.calib.open(self.spec.input)
         quiet = Steps(Quiet(self.steps.listener))
         applied = convert(Job(graph, self.spec, request, quiet, self._samples(), calib, prepared))
-        files = registry.get(plan.backend).compile(graph, place, request.run, plan.precision)
+        backend = registry.get(plan.backend)
+        files = backend.compile(graph, place, request.run, plan.precision)
+        applied |= backend.compile_report(files[0])
         self.applied[plan.key] = applied | {"files": [file.name for file in files]}
         return files
 

@@ -14,7 +14,10 @@ from vitdeploy.report.markdown import graph_lines, table, weights_line
 from vitdeploy.report.reading import at, figure, listed, mapping, number, size_of, threads, verdict, words, worst
 from vitdeploy.spec import ModelSpec
 
-LIBRARIES = {"onnxruntime": "onnx", "openvino": "openvino", "litert": "tflite", "coreml": "coreml"}
+LIBRARIES = {
+    **{"onnxruntime": "onnx", "openvino": "openvino", "litert": "tflite"},
+    **{"executorch": "executorch", "ncnn": "ncnn", "coreml": "coreml"},
+}
 VERDICTS = {
     "verified": "The outputs are proven equal to PyTorch's within the bound below.",
     "stand-in": "What was held against PyTorch ran in the compiled file's stead: that one has not run yet.",

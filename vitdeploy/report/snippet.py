@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 
 from vitdeploy.artifact import PACKED, Manifest
 from vitdeploy.spec import InputSpec
@@ -73,6 +74,17 @@ image = prepare("photo.jpg"){repeat}{cast}
 model.set_tensor(model.get_input_details()[0]["index"], image)
 model.invoke()
 logits = model.get_tensor(model.get_output_details()[0]["index"])[0]""",
+    "ncnn": """import ncnn
+
+net = ncnn.Net()
+net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
+net.load_param({file})
+net.load_model({weights})
+image = np.ascontiguousarray(prepare("photo.jpg")[0])  # which must outlive the next line
+mat = ncnn.Mat(image).clone()
+extractor = net.create_extractor()
+extractor.input("image", mat)
+logits = np.array(extractor.extract("logits")[1])""",
 }
 THROUGH = """import vitdeploy
 
@@ -106,7 +118,8 @@ def program(manifest: Manifest) -> str:
     cast = ".astype(np.float16)" if request.get("io_precision") == "fp16" else ""
     name, suffix, _ = manifest.model_file.partition(PACKED + "/")
     file = ascii(name + PACKED if suffix else name)
-    run = RUNS.get(backend, THROUGH).format(file=file, repeat=repeat, cast=cast)
+    weights = ascii(PurePosixPath(manifest.model_file).with_suffix(".bin").as_posix())
+    run = RUNS.get(backend, THROUGH).format(file=file, weights=weights, repeat=repeat, cast=cast)
     return f"{prepare(manifest.model.input)}\n\n{run}\nprint(int(logits.argmax()))"
 
 
