@@ -115,12 +115,14 @@ class Census:
         ops: {op type: {precision: count}} over every node that runs.
         compute: {precision: count} over the nodes that do the MACs (Conv, MatMul, Gemm, attention and their fusions).
         casts: number of precision casts that run.
+        notes: what else a user should know of how it runs, a phrase each.
     """
 
     source: str
     ops: Mapping[str, Mapping[str, int]]
     compute: Mapping[str, int]
     casts: int = 0
+    notes: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

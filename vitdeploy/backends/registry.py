@@ -17,6 +17,7 @@ GROUP = "vitdeploy.backends"
 # Listed here as well, so that they are found when the installed metadata is older than the code.
 BUILT_IN = {
     "coreml": "vitdeploy.backends.coreml:CoreMlBackend",
+    "executorch": "vitdeploy.backends.executorch:ExecuTorchBackend",
     "inductor": "vitdeploy.backends.inductor:InductorBackend",
     "litert": "vitdeploy.backends.litert:LiteRtBackend",
     "ncnn": "vitdeploy.backends.ncnn:NcnnBackend",

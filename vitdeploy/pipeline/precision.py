@@ -93,6 +93,7 @@ def precision_notes(request: ExportRequest, applied: Mapping[str, Any], census: 
         return []
     copies = sum(sum(census.ops.get(op, {}).values()) for op in MEMCPY)
     notes = [f"{copies} copies between GPU and CPU within the graph"] if copies else []
+    notes += census.notes
     if told is None:
         return notes
     ran: dict[str, int] = {}

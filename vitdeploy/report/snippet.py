@@ -85,6 +85,12 @@ mat = ncnn.Mat(image).clone()
 extractor = net.create_extractor()
 extractor.input("image", mat)
 logits = np.array(extractor.extract("logits")[1])""",
+    "executorch": """import torch
+from executorch.runtime import Runtime
+
+method = Runtime.get().load_program({file}).load_method("forward")
+image = prepare("photo.jpg"){repeat}{cast}
+logits = method.execute([torch.from_numpy(image)])[0][0]""",
 }
 THROUGH = """import vitdeploy
 
