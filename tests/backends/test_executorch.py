@@ -234,7 +234,12 @@ def test_whole_model_is_proven(backend: ExecuTorchBackend, tmp_path: Path, name:
     assert made.manifest.verification is not None
     assert made.manifest.verification["passed"]
     portable = {op for op in made.manifest.applied["census"]["ops"] if op.endswith("(portable)")}
-    casts = {"_to_dim_order_copy (portable)", "native_layer_norm (portable)", "gelu (portable)"}
+    casts = {
+        "_to_dim_order_copy (portable)",
+        "native_layer_norm (portable)",
+        "gelu (portable)",
+        "_clone_dim_order (portable)",
+    }
     assert portable <= (casts if precision == "fp16" else set())
 
 

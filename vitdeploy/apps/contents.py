@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from vitdeploy import __version__
-from vitdeploy.artifact import Artifact
+from vitdeploy.artifact import PACKED, Artifact
 from vitdeploy.backends.base import RunOptions
 from vitdeploy.errors import UnsupportedModel, UsageError
 from vitdeploy.pipeline.files import backend_of, model_file
@@ -21,7 +21,6 @@ from vitdeploy.spec import INDICES, SCORES, Frame, InputSpec, ModelSpec
 from vitdeploy.verify.metrics import bounds_for
 
 Files: TypeAlias = "dict[str, Path | bytes]"
-PACKED = ".mlpackage"  # the suffix of a folder that is one model
 TEMPLATES = Path(__file__).with_name("templates")
 PICTURE, EXPECTED, LABELS = "selftest.png", "selftest.bin", "labels.txt"
 PICTURE_SIZE = (335, 503)  # odd, and lying

@@ -15,8 +15,12 @@ from vitdeploy.report.reading import at, figure, listed, mapping, number, size_o
 from vitdeploy.spec import ModelSpec
 
 LIBRARIES = {
-    **{"onnxruntime": "onnx", "openvino": "openvino", "litert": "tflite"},
-    **{"executorch": "executorch", "ncnn": "ncnn", "coreml": "coreml"},
+    "onnxruntime": "onnx",
+    "openvino": "openvino",
+    "litert": "tflite",
+    "executorch": "executorch",
+    "ncnn": "ncnn",
+    "coreml": "coreml",
 }
 VERDICTS = {
     "verified": "The outputs are proven equal to PyTorch's within the bound below.",
