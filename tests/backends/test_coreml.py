@@ -201,8 +201,22 @@ class Tokens(nn.Module):
         return self.head(torch.maximum(F.gelu(x), torch.rsqrt(1 + x * x)) @ x.mT).softmax(1)[:, -2]
 
 
+class Cut(nn.Module):
+    """Attention in windows, which are cut and put together in six dimensions: one more than Core ML has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(3, 24)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = image.reshape(-1, 3, 2, 4, 2, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 4, 16, 3)
+        q, k, v = (part.reshape(-1, 4, 16, 2, 4).transpose(2, 3) for part in self.qkv(x).chunk(3, -1))
+        x = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(-1, 2, 2, 4, 4, 8)
+        return x.permute(0, 5, 1, 3, 2, 4).reshape(-1, 8, 8, 8).mean(3)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("kind", [Windows, Tokens])
+@pytest.mark.parametrize("kind", [Windows, Tokens, Cut])
 def test_stand_in_does_what_pytorch_does(
     backend: CoreMlBackend, tmp_path: Path, kind: type[nn.Module], precision: str
 ) -> None:

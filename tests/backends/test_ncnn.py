@@ -312,15 +312,6 @@ def says_the_same_without_vitdeploy(folder: Path, manifest: Manifest) -> bool:
     return int(done.stdout) == told["top"][0]["index"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("name", ["mobilevit_xs", "levit_256", "deit_tiny_patch16_224"])
-def test_whole_model_is_proven(backend: NcnnBackend, tmp_path: Path, name: str, precision: str) -> None:
-    made = api.export(name, precision=precision, backend="ncnn", bench=False, out=tmp_path / "made")
-    assert made.manifest.verification is not None
-    assert made.manifest.verification["passed"]
-
-
 def test_outputs_in_between_are_given_too(backend: NcnnBackend, tmp_path: Path) -> None:
     wanted = ("logits", "embeddings", "attention")
     made = api.export("vit_tiny_patch16_224", backend="ncnn", bench=False, out=tmp_path / "m", outputs=wanted, **SMALL)
@@ -414,15 +405,8 @@ def test_weights_that_are_absent_are_told(backend: NcnnBackend, tmp_path: Path) 
 def test_damaged_file_does_no_harm(backend: NcnnBackend, tmp_path: Path) -> None:
     file, _ = backend.compile(mixed(), tmp_path, RunOptions())
     text = file.read_text()
-    for good, bad in (
-        ("8=5", "8=5000000"),
-        ("6=576", "6=-1"),
-        ("Softmax ", "Softmacs "),
-        ("0=8", "0=-8"),
-        ("5 9", "5 8"),
-    ):
-        if good not in text:
-            continue
+    for good, bad in (("8=5", "8=5000000"), ("6=576", "6=-1"), ("Softmax ", "Softmacs "), ("0=8", "0=-8")):
+        assert good in text
         file.write_text(text.replace(good, bad))
         with pytest.raises((UsageError, BackendError)) as told:
             backend.open(file, RunOptions())

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, uuid5
 
 import numpy as np
@@ -24,6 +24,9 @@ import numpy as np
 from vitdeploy.backends.base import Census, TensorSpec
 from vitdeploy.errors import UnsupportedModel, UsageError
 from vitdeploy.spec import IMAGE
+
+if TYPE_CHECKING:
+    from torch import fx
 
 PACKAGE = "model.mlpackage"
 DATA = "com.apple.CoreML"
@@ -35,6 +38,7 @@ ITEMS = {MODEL: "CoreML Model Specification", "weights": "CoreML Model Weights"}
 
 WEIGHTED = ("conv", "linear")
 PRODUCTS = (*WEIGHTED, "conv_transpose", "matmul", "einsum", "scaled_dot_product_attention")
+SHAPED = ("view", "_unsafe_view", "reshape")  # ATen's ops that give a new shape
 UNPACKS = "constexpr_"  # ops that make a constant of stored bits
 PACKED = {"constexpr_affine_dequantize": "quantized_data", "constexpr_blockwise_shift_scale": "data"}
 SHORT = {"float32": "fp32", "float16": "fp16"}
@@ -73,7 +77,7 @@ def convert(saved: Path, package: Path, takes: TensorSpec, gives: Sequence[str],
 
     compute = ct.precision.FLOAT16 if precision == "fp16" else ct.precision.FLOAT32
     program = torch.export.load(saved)
-    program.graph_module.graph.eliminate_dead_code()  # unused results of norms, which are named anew as it is loaded
+    tidy(program.graph_module.graph)
     program.graph_module.recompile()
     mend_gelu()
     lean = ct.PassPipeline.DEFAULT
@@ -104,6 +108,25 @@ def convert(saved: Path, package: Path, takes: TensorSpec, gives: Sequence[str],
     with TemporaryDirectory() as name:
         made.save(f"{name}/{PACKAGE}")
         write(Path(name) / PACKAGE, package, facts)
+
+
+def tidy(graph: fx.Graph) -> None:
+    """Take out what coremltools does not know, or what would have more than the 5 dimensions that Core ML has.
+
+    A shape that is only on the way to another one is left out; of windows, which are cut and put together in 6
+    dimensions, coremltools then makes steps of fewer.
+    """
+    from vitdeploy.export.program import op_name
+
+    for node in [node for node in graph.nodes if op_name(node) == "alias"]:
+        node.replace_all_uses_with(node.args[0])
+    for node in graph.nodes:
+        if op_name(node) in SHAPED:
+            source = node.args[0]
+            while op_name(source) in (*SHAPED, "clone", "unsqueeze"):
+                source = source.args[0]
+            node.args = (source, *node.args[1:])
+    graph.eliminate_dead_code()  # also unused results of norms, which are named anew as a program is loaded
 
 
 def mend_gelu() -> None:
@@ -266,7 +289,7 @@ def read(model: Path) -> Found:
         raise UsageError(f"{model} is not a Core ML model with an ML program.")
     try:
         return _read(model, spec)
-    except (KeyError, IndexError, ValueError, TypeError, struct.error) as error:
+    except (KeyError, IndexError, ValueError, TypeError, OverflowError, struct.error) as error:
         raise UsageError(f"{model} is a damaged Core ML model: {words(error)}.") from None
 
 

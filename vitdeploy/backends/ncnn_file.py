@@ -153,27 +153,44 @@ def check_weights(layers: Sequence[Layer], weights: Path) -> None:
     bytes_by_type(layers, weights)
 
 
-def bytes_by_type(layers: Sequence[Layer], weights: Path) -> dict[str, int]:
-    """Bytes of the weights by what they are stored in; empty where a layer is not known here.
+@dataclass(frozen=True)
+class Part:
+    """Numbers of a layer in the file of weights: whether a tag is before them, how many, what they are stored in."""
+
+    layer: Layer
+    tagged: bool
+    count: int
+    kind: str
+    bytes: int
+
+
+def parts(layers: Sequence[Layer], weights: Path) -> Iterator[Part]:
+    """What is in the file of weights, in order; it ends at a layer that is not known here.
 
     Raises UsageError where the file is cut short, or longer than the layers say.
     """
-    found: dict[str, int] = defaultdict(int)
+    size = weights.stat().st_size
     with weights.open("rb") as file:
-        size = weights.stat().st_size
         for layer in layers:
-            parts = WEIGHTS.get(layer.kind, nothing)(layer) if layer.kind in KNOWN else None
-            if parts is None:
-                return {}
-            for tagged, count in parts:
+            if layer.kind not in KNOWN:
+                return
+            for tagged, count in WEIGHTS.get(layer.kind, nothing)(layer):
+                start = file.tell()
                 kind, length = stored(file, count) if tagged else ("fp32", 4 * count)
-                found[kind] += length
-                file.seek(length - (4 if tagged else 0), 1)
-                if file.tell() > size:
+                if count < 0 or start + length > size:
                     raise UsageError(f"{weights} is cut short: the weights of {layer.name} are not in it.")
-        if file.tell() != size and size - file.tell() != 4 * (not found):
+                file.seek(start + length)
+                yield Part(layer, tagged, count, kind, length)
+        if file.tell() != size:
             raise UsageError(f"{weights} has {size} bytes, and the .param file beside it tells of {file.tell()}.")
-    return dict(found)
+
+
+def bytes_by_type(layers: Sequence[Layer], weights: Path) -> dict[str, int]:
+    """Bytes of the weights by what they are stored in; empty where a layer is not known here."""
+    found: dict[str, int] = defaultdict(int)
+    for part in parts(layers, weights):
+        found[part.kind] += part.bytes
+    return dict(found) if all(layer.kind in KNOWN for layer in layers) else {}
 
 
 def stored(file: BinaryIO, count: int) -> tuple[str, int]:
@@ -188,26 +205,26 @@ def stored(file: BinaryIO, count: int) -> tuple[str, int]:
     return "int8", 4 + 4 * LEVELS + -(-count // 4) * 4
 
 
-Parts = Iterator[tuple[bool, int]]  # whether there is a tag, and how many numbers
+Numbers = Iterator[tuple[bool, int]]  # whether there is a tag, and how many numbers
 
 
-def nothing(layer: Layer) -> Parts:
+def nothing(layer: Layer) -> Numbers:
     yield from ()
 
 
-def of_convolution(layer: Layer) -> Parts:
+def of_convolution(layer: Layer) -> Numbers:
     yield True, layer.number(6)
     if layer.number(5):
         yield False, layer.number(0)
 
 
-def of_inner_product(layer: Layer) -> Parts:
+def of_inner_product(layer: Layer) -> Numbers:
     yield True, layer.number(2)
     if layer.number(1):
         yield False, layer.number(0)
 
 
-def of_gemm(layer: Layer) -> Parts:
+def of_gemm(layer: Layer) -> Numbers:
     m, n, k = (layer.number(key) for key in (7, 8, 9))
     if layer.number(4):
         yield True, m * k
@@ -217,19 +234,19 @@ def of_gemm(layer: Layer) -> Parts:
         yield True, (1, m, m, m * n, n)[layer.number(10) % 5]
 
 
-def of_norm(layer: Layer) -> Parts:
+def of_norm(layer: Layer) -> Numbers:
     yield False, 2 * layer.number(0) if layer.number(2, 1) else 0
 
 
-def of_batch_norm(layer: Layer) -> Parts:
+def of_batch_norm(layer: Layer) -> Numbers:
     yield False, 4 * layer.number(0)
 
 
-def of_memory(layer: Layer) -> Parts:
+def of_memory(layer: Layer) -> Numbers:
     yield layer.number(21, 1) == 0, math.prod(max(layer.number(key), 1) for key in (0, 1, 11, 2))
 
 
-WEIGHTS: Mapping[str, Callable[[Layer], Parts]] = {
+WEIGHTS: Mapping[str, Callable[[Layer], Numbers]] = {
     "Convolution": of_convolution,
     "ConvolutionDepthWise": of_convolution,
     "InnerProduct": of_inner_product,
@@ -286,24 +303,22 @@ def report(model: Path) -> dict[str, Any]:
     """What became of the weights of products, for the manifest; empty where none are in 8 bits."""
     found = read(model)
     shapes = {name: shape for layer in found.layers for name, shape in zip(layer.gives, layer.shapes, strict=False)}
-    rows: list[dict[str, Any]] = []
+    rows: dict[str, dict[str, Any]] = {}
     before = 0
-    with weights_of(model).open("rb") as file:
-        for layer in found.layers:
-            for tagged, count in WEIGHTS.get(layer.kind, nothing)(layer):
-                kind, length = stored(file, count) if tagged else ("fp32", 4 * count)
-                file.seek(length - (4 if tagged else 0), 1)
-                before += 4 * count
-                if tagged and layer.kind in PRODUCTS and not (rows and rows[-1]["label"] == layer.name):
-                    macs = work_of(layer, shapes)
-                    rows.append({"label": layer.name, "op_type": layer.kind, "precision": kind, "macs": macs or 0})
-    if all(row["precision"] != "int8" for row in rows):
+    for part in parts(found.layers, weights_of(model)):
+        before += 4 * part.count
+        layer = part.layer
+        if layer.kind in PRODUCTS:  # a Gemm's bias has a tag too, and comes behind its weights
+            row = {"label": layer.name, "op_type": layer.kind, "precision": part.kind}
+            rows.setdefault(layer.name, {**row, "macs": work_of(layer, shapes) or 0})
+    ops = list(rows.values())
+    if all(row["precision"] != "int8" for row in ops):
         return {}
     return {
         "int8-weights": {
             "bits": 8,
-            "ops": rows,
-            "macs": sum(row["macs"] for row in rows),
+            "ops": ops,
+            "macs": sum(row["macs"] for row in ops),
             "weight_bytes_before": before,
             "weight_bytes_after": weights_of(model).stat().st_size,
         }
