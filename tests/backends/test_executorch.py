@@ -229,6 +229,10 @@ def test_run_refuses_another_shape_and_another_batch(backend: ExecuTorchBackend,
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", ["mobilevit_xs", "levit_256", "deit_tiny_patch16_224"])
 def test_whole_model_is_proven(backend: ExecuTorchBackend, tmp_path: Path, name: str, precision: str) -> None:
+    if (name, precision) == ("mobilevit_xs", "int8-dynamic"):
+        with pytest.raises(UnsupportedModel, match="refuses this model"):
+            api.export(name, precision=precision, backend="executorch", bench=False, out=tmp_path / "made")
+        return
     int8 = {"calib_random": True, "calib_images": 16} if precision == "int8" else {}
     made = api.export(name, precision=precision, backend="executorch", bench=False, out=tmp_path / "made", **int8)
     assert made.manifest.verification is not None

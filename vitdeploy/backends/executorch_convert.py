@@ -67,6 +67,7 @@ def convert(
                     seen = batches_of(np.load(images), takes)
                 exported = export(quantised(exported, seen, precision), takes)
             lower(exported, model, constants)
+            try_once(model, takes)
     except Exception as error:
         model.unlink(missing_ok=True)
         said = reason(error).rstrip(".")
@@ -120,14 +121,14 @@ def lower(program: ExportedProgram, model: Path, constants: Mapping[str, str]) -
     edge = to_edge_transform_and_lower(program, partitioner=[partitioner], constant_methods=dict(constants))
     with model.open("wb") as file:
         edge.to_executorch().write_to_file(file)
-    opens(model)
 
 
-def opens(model: Path) -> None:
-    """Raises RuntimeError where XNNPACK refuses what its own partitioner took."""
+def try_once(model: Path, takes: TensorSpec) -> None:
+    """Raises RuntimeError where XNNPACK cannot open or run what its own partitioner took."""
     from executorch.extension.pybindings import portable_lib
 
-    portable_lib._load_program(str(model)).load_method(FORWARD)
+    method = portable_lib._load_program(str(model)).load_method(FORWARD)
+    method([torch.zeros(takes.example, dtype=getattr(torch, takes.dtype))])
 
 
 def within_rank(config: type[Any]) -> type[Any]:
