@@ -35,7 +35,7 @@ PRECISIONS = {
     "fp32": "fp32 compute",
     "fp16": "fp16 compute of products, sums and most of the rest; norms are summed in fp32",
     "int8": "int8 compute of products with weights, fp32 around them",
-    "int8-dynamic": "int8 compute of linear layers and convolutions not in groups, activations rounded as they come",
+    "int8-dynamic": "int8 compute of linear layers, activations rounded as they come",
 }
 
 
