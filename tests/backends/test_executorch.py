@@ -181,7 +181,7 @@ def test_file_of_another_maker_is_opened(backend: ExecuTorchBackend, tmp_path: P
     ("more", "says"),
     [
         ({"batch": (1, 2, 4)}, "fixed batch"),
-        ({"io_precision": "fp16"}, "inputs and outputs are fp32"),
+        ({"io_precision": "fp16"}, "Inputs and outputs of ExecuTorch.s files are fp32"),
         ({"precision": "bf16"}, "no bf16"),
         ({"precision": "int8-weights"}, "no int8-weights"),
     ],

@@ -109,7 +109,7 @@ def test_file_of_another_maker_is_opened_by_its_own_names(backend: LiteRtBackend
     ("more", "error", "says"),
     [
         ({"batch": (1, 2, 4)}, UnsupportedModel, "fixed batch"),
-        ({"io_precision": "fp16"}, UnsupportedModel, "inputs and outputs are fp32"),
+        ({"io_precision": "fp16"}, UnsupportedModel, "Inputs and outputs of LiteRT.s files are fp32"),
         ({"precision": "bf16"}, UnsupportedModel, "no bf16"),
     ],
 )

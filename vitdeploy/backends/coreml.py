@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,11 +23,12 @@ from vitdeploy.backends.base import (
     Session,
     closed_session_error,
 )
-from vitdeploy.backends.coreml_file import DATA, MODEL, PACKAGE, Facts, convert, root, words
+from vitdeploy.backends.coreml_file import DATA, MODEL, PACKAGE, Facts, convert, root
 from vitdeploy.backends.coreml_file import describe as describe_file
 from vitdeploy.backends.coreml_file import read as read_file
 from vitdeploy.backends.coreml_file import report as report_of_file
-from vitdeploy.errors import BackendError, MissingDependency, UnsupportedModel, UsageError
+from vitdeploy.backends.library import check_options, check_program, installed, words
+from vitdeploy.errors import BackendError, MissingDependency, UsageError
 from vitdeploy.staging import files_in
 
 INSTALL = "pip install 'vitdeploy[coreml]'"
@@ -93,12 +93,7 @@ class CoreMlBackend(Backend):
 
         check(options)
         check_installed()
-        if precision not in PRECISIONS:
-            raise UnsupportedModel(f"Core ML files have no {precision} here.")
-        if not isinstance(program.batch, int):
-            raise UnsupportedModel("Core ML files are made with a fixed batch.", fix="Export with --batch 1, or 4.")
-        if program.io_precision != "fp32":
-            raise UnsupportedModel(f"Inputs and outputs of Core ML files are fp32 here, not {program.io_precision}.")
+        check_program(program, "Core ML", precision, PRECISIONS)
         package = folder / PACKAGE
         with TemporaryDirectory(prefix="vitdeploy-") as name:
             saved = Path(name) / "program.pt2"
@@ -179,29 +174,10 @@ def checked(backend: CoreMlBackend, model: Path) -> Path:
 
 def check(options: RunOptions) -> None:
     """Raises UsageError on what Core ML has no use for. It has a number of threads of its own."""
-    if options.device not in UNITS:
-        raise UsageError(
-            f"Core ML does not run on '{options.device}'.", fix=f"Use --device with one of {', '.join(UNITS)}."
-        )
-    if options.threads < 0:
-        raise UsageError(f"threads is {options.threads}: give 0 (Core ML's own number) or more.")
-    if options.provider is not None:
-        raise UsageError(f"Core ML has no provider '{options.provider}'.")
-    if options.optimization != "all":
-        raise UsageError(f"Core ML always optimises the whole program: it has no '{options.optimization}'.")
-    if options.provider_options:
-        raise UsageError(f"Core ML does not take the option {next(iter(options.provider_options))}.")
+    check_options(options, "Core ML", "always optimises the whole program", tuple(UNITS))
 
 
 def check_installed() -> None:
     """Raises MissingDependency where files can neither be made nor read."""
     if installed("coremltools") is None:
         raise MissingDependency("coremltools, which makes and reads Core ML files, is not installed.", fix=INSTALL)
-
-
-def installed(package: str) -> str | None:
-    """The version of a package that is installed, or None."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -22,6 +22,7 @@ from uuid import NAMESPACE_URL, uuid5
 import numpy as np
 
 from vitdeploy.backends.base import Census, TensorSpec
+from vitdeploy.backends.library import words
 from vitdeploy.errors import UnsupportedModel, UsageError
 from vitdeploy.spec import IMAGE
 
@@ -445,9 +446,3 @@ def report(model: Path) -> dict[str, Any]:
     if any(one["stored"] == "int8" for one in ops):
         return {"int8-weights": {"bits": 8, "ops": [{**one, "precision": one["stored"]} for one in ops]}}
     return {}
-
-
-def words(error: BaseException) -> str:
-    """An error of a library on one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".")[:300]

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,6 +27,7 @@ from vitdeploy.backends.base import (
     closed_session_error,
 )
 from vitdeploy.backends.executorch_file import FORWARD, IDENTIFIER, REPORT, check_whole, products, read
+from vitdeploy.backends.library import check_options, check_program, installed, save_program, whole, words
 from vitdeploy.errors import BackendError, MissingDependency, UnsupportedModel, UsageError
 
 INSTALL = "pip install 'vitdeploy[executorch]'"
@@ -85,21 +85,13 @@ class ExecuTorchBackend(Backend):
         return report
 
     def _compile_program(self, program: Program, folder: Path, options: RunOptions, precision: str) -> list[Path]:
-        import torch
-
         from vitdeploy.backends import isolate
         from vitdeploy.backends.executorch_convert import convert
-        from vitdeploy.export.program import export_program
-        from vitdeploy.export.trace import quiet
 
         check(options)
         check_installed()
-        if precision not in PRECISIONS:
-            raise UnsupportedModel(f"ExecuTorch's XNNPACK has no {precision}.")
-        if not isinstance(program.batch, int):
-            raise UnsupportedModel("ExecuTorch files are made of a fixed batch.", fix="Export with --batch 1, or 4.")
-        if program.io_precision != "fp32":
-            raise UnsupportedModel(f"ExecuTorch's inputs and outputs are fp32 here, not {program.io_precision}.")
+        check_program(program, "ExecuTorch", precision, PRECISIONS)
+        assert isinstance(program.batch, int)
         if precision == "fp16" and program.frame is not None:
             raise UnsupportedModel(
                 "ExecuTorch files in fp16 cannot have their preprocessing inside: levels of pixels need fp32.",
@@ -108,19 +100,9 @@ class ExecuTorchBackend(Backend):
         model = folder / "model.pte"
         with TemporaryDirectory(prefix="vitdeploy-") as name:
             saved, images = Path(name) / "program.pt2", Path(name) / "images.npy"
-            with quiet():
-                exported = export_program(
-                    program.module,
-                    program.shape,
-                    batch=program.batch,
-                    frame=program.frame,
-                    outputs=len(program.gives),
-                )
-                torch.export.save(exported, saved)
+            save_program(program, saved)
             if precision == "int8":
-                batches = program.images(program.batch)
-                size = np.arange(program.batch)
-                np.save(images, np.concatenate([batch[size % len(batch)] for batch in batches]))
+                np.save(images, whole(program.images(program.batch), program.batch))
             elif precision == "fp16":
                 np.save(images, np.concatenate(program.samples))
             work = (saved, model, program.takes, program.gives, precision, images, dict(program.metadata))
@@ -232,33 +214,10 @@ def silent() -> Iterator[None]:
 
 def check(options: RunOptions) -> None:
     """Raises UsageError on what ExecuTorch has no use for."""
-    if options.device != "cpu":
-        raise UsageError(f"ExecuTorch runs on the CPU here, not on '{options.device}'.", fix="Use --device cpu.")
-    if options.threads < 0:
-        raise UsageError(f"threads is {options.threads}: give 0 (ExecuTorch's own number) or more.")
-    if options.provider is not None:
-        raise UsageError(f"ExecuTorch has no provider '{options.provider}'.")
-    if options.optimization != "all":
-        raise UsageError(f"ExecuTorch optimises when a file is made: it has no '{options.optimization}'.")
-    if options.provider_options:
-        raise UsageError(f"ExecuTorch does not take the option {next(iter(options.provider_options))}.")
+    check_options(options, "ExecuTorch", "optimises when a file is made")
 
 
 def check_installed() -> None:
     """Raises MissingDependency where files can be neither made nor run."""
     if installed("executorch") is None:
         raise MissingDependency("executorch, which makes and runs .pte files, is not installed.", fix=INSTALL)
-
-
-def installed(package: str) -> str | None:
-    """The version of a package that is installed, or None."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def words(error: BaseException) -> str:
-    """An error of a library on one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".")[:300]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,11 +19,11 @@ from vitdeploy.backends.base import (
     Program,
     RunOptions,
     Session,
-    TensorSpec,
     closed_session_error,
 )
+from vitdeploy.backends.library import check_options, check_program, installed, save_program, whole, words
 from vitdeploy.backends.litert_file import IDENTIFIER, Found, convert, finish, products, read, specs
-from vitdeploy.errors import BackendError, MissingDependency, UnsupportedModel, UsageError
+from vitdeploy.errors import BackendError, MissingDependency, UsageError
 
 INSTALL = "pip install 'vitdeploy[litert]'"
 PRECISIONS = {
@@ -83,33 +82,17 @@ class LiteRtBackend(Backend):
         return {}
 
     def _compile_program(self, program: Program, folder: Path, options: RunOptions, precision: str) -> list[Path]:
-        import torch
-
         from vitdeploy.backends import isolate
-        from vitdeploy.export.program import export_program
-        from vitdeploy.export.trace import quiet
 
         check(options)
         if installed("litert-torch") is None:
             raise MissingDependency("litert-torch, which makes .tflite files, is not installed.", fix=INSTALL)
-        if precision not in PRECISIONS:
-            raise UnsupportedModel(f"LiteRT has no {precision}.")
-        if not isinstance(program.batch, int):
-            raise UnsupportedModel("litert-torch makes files of a fixed batch.", fix="Export with --batch 1, or 4.")
-        if program.io_precision != "fp32":
-            raise UnsupportedModel(f"LiteRT's inputs and outputs are fp32, not {program.io_precision}.")
+        check_program(program, "LiteRT", precision, PRECISIONS)
+        assert isinstance(program.batch, int)
         model, what = folder / "model.tflite", "LiteRT's converter"
         with TemporaryDirectory(prefix="vitdeploy-") as name:
             saved, images = Path(name) / "program.pt2", Path(name) / "images.npy"
-            with quiet():
-                exported = export_program(
-                    program.module,
-                    program.shape,
-                    batch=program.batch,
-                    frame=program.frame,
-                    outputs=len(program.gives),
-                )
-                torch.export.save(exported, saved)
+            save_program(program, saved)
             if precision == "int8":
                 np.save(images, whole(program.images(program.batch), program.batch))
             isolate.call(convert, saved, model, program.takes, program.gives, precision, images, what=what)
@@ -161,27 +144,9 @@ class LiteRtSession(Session):
         self.native = None
 
 
-def asdict(spec: TensorSpec) -> dict[str, Any]:
-    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape)}
-
-
-def whole(batches: Iterable[np.ndarray], size: int) -> np.ndarray:
-    """All of the images, float32 (N, C, H, W), the last batch filled up with its first ones."""
-    return np.concatenate([batch[np.arange(size) % len(batch)] for batch in batches])
-
-
 def check(options: RunOptions) -> None:
     """Raises UsageError on what LiteRT has no use for."""
-    if options.device != "cpu":
-        raise UsageError(f"LiteRT runs on the CPU here, not on '{options.device}'.", fix="Use --device cpu.")
-    if options.threads < 0:
-        raise UsageError(f"threads is {options.threads}: give 0 (LiteRT's own number) or more.")
-    if options.provider is not None:
-        raise UsageError(f"LiteRT has no provider '{options.provider}'.")
-    if options.optimization != "all":
-        raise UsageError(f"LiteRT always optimises the whole graph: it has no '{options.optimization}'.")
-    if options.provider_options:
-        raise UsageError(f"LiteRT does not take the option {next(iter(options.provider_options))}.")
+    check_options(options, "LiteRT", "always optimises the whole graph")
 
 
 def check_installed() -> None:
@@ -196,17 +161,3 @@ def looked_into(model: Path) -> Found:
 
     check_installed()
     return isolate.call(read, model, what="LiteRT")
-
-
-def installed(package: str) -> str | None:
-    """The version of a package that is installed, or None."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def words(error: BaseException) -> str:
-    """An error of a library on one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".")[:300]

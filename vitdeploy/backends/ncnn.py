@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from vitdeploy.backends import ncnn_file
 from vitdeploy.backends.base import Backend, Capabilities, Census, RunOptions, Session, closed_session_error
+from vitdeploy.backends.library import check_options, installed
 from vitdeploy.errors import BackendError, MissingDependency, UnsupportedModel, UsageError
 
 if TYPE_CHECKING:
@@ -34,10 +34,10 @@ class NcnnBackend(Backend):
     stores_weights = True
 
     def capabilities(self) -> Capabilities:
-        try:
-            return Capabilities(True, version("ncnn"), ("cpu",), PRECISIONS)
-        except PackageNotFoundError:
+        found = installed("ncnn")
+        if found is None:
             return Capabilities(False, reason="ncnn is not installed", fix=INSTALL)
+        return Capabilities(True, found, ("cpu",), PRECISIONS)
 
     def made(self, model: Path) -> bool:
         try:
@@ -53,16 +53,7 @@ class NcnnBackend(Backend):
         return ncnn_file.report(model)
 
     def _check(self, options: RunOptions) -> None:
-        if options.device != "cpu":
-            raise UsageError(f"ncnn runs on the CPU here, not on '{options.device}'.", fix="Use --device cpu.")
-        if options.threads < 0:
-            raise UsageError(f"threads is {options.threads}: give 0 (ncnn's own number) or more.")
-        if options.provider is not None:
-            raise UsageError(f"ncnn has no provider '{options.provider}'.")
-        if options.optimization != "all":
-            raise UsageError(f"ncnn runs a file's layers as they are: it has no '{options.optimization}'.")
-        if options.provider_options:
-            raise UsageError(f"ncnn does not take the option {next(iter(options.provider_options))}.")
+        check_options(options, "ncnn", "runs a file's layers as they are")
 
     def _scheme(self, options: RunOptions, precision: str) -> Scheme:
         raise UnsupportedModel(
