@@ -68,7 +68,12 @@ PACKED = ("--set", "length=24", "--set", "slots=3", *ARGUMENTS)
 
 
 @pytest.mark.parametrize(
-    ("precision", "more"), [("fp32", ("--outputs", "logits,embeddings,attention")), ("fp16", ()), ("int8", ())]
+    ("precision", "more"),
+    [
+        ("fp32", ("--outputs", "logits,embeddings,attention")),
+        pytest.param("fp16", (), marks=pytest.mark.slow),
+        pytest.param("int8", (), marks=pytest.mark.slow),
+    ],
 )
 def test_model_of_packed_images_goes_through_every_verb(
     precision: str, more: tuple[str, ...], cli: Cli, work: Path

@@ -94,6 +94,17 @@ def representatives() -> list[str]:
     return [min(names, key=lambda n: catalog.find(n)[0].params) for names in structures().values()]
 
 
+def first_of_each_family(names: list[str]) -> list[Any]:
+    """As parameters: the others are slow."""
+    met: set[str] = set()
+    found: list[Any] = []
+    for name in names:
+        family = catalog.find(name)[0].family
+        found.append(pytest.param(name, marks=pytest.mark.slow) if family in met else name)
+        met.add(family)
+    return found
+
+
 SMALL: dict[str, dict[str, Any]] = {
     "pit": {"base_dims": [16] * 3, "depth": [1, 1, 1], "heads": [1, 2, 4], "img_size": 64},
     "twins": {"embed_dims": [16, 32, 48, 64], "num_heads": [1, 2, 3, 4], "depths": [2] * 4, "img_size": 96},
@@ -174,7 +185,7 @@ def test_every_name_is_covered_by_a_representative_of_its_structure() -> None:
 
 
 @pytest.mark.usefixtures("small_mobilevitv2")
-@pytest.mark.parametrize("name", representatives())
+@pytest.mark.parametrize("name", first_of_each_family(representatives()))
 def test_structure_equals_eager_and_leaves_nothing_unsettled(name: str, tmp_path: Path) -> None:
     entry, _ = catalog.find(name)
     counts = []

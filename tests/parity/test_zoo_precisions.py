@@ -21,7 +21,7 @@ FIRST = {
     for cases in (NEST, VIDEOS, WINDOWS, PYRAMIDS)
     for case in reversed(cases.values())
 }
-QUICK = ("cross_vit", "sep_vit", "xcit", "vivit", "na_vit_nested_tensor_packed")
+QUICK = ("sep_vit", "xcit", "vivit", "na_vit_nested_tensor_packed")
 
 
 def small(entry: zoo.Entry) -> dict[str, Any]:
