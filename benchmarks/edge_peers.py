@@ -63,9 +63,12 @@ def static(ops: list[str] | None) -> Callable[[nn.Module, np.ndarray, Path], Pat
 
 def dynamic(module: nn.Module, images: np.ndarray, folder: Path) -> Path:
     from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
 
     file = folder / "dynamic.onnx"
-    quantize_dynamic(str(bare(module, images, folder)), str(file), per_channel=True, weight_type=QuantType.QInt8)
+    prepared = file.with_suffix(".prepared.onnx")
+    quant_pre_process(str(bare(module, images, folder)), str(prepared))
+    quantize_dynamic(str(prepared), str(file), per_channel=True, weight_type=QuantType.QInt8)
     return file
 
 

@@ -118,7 +118,7 @@ def test_families_are_all_that_the_catalog_has() -> None:
     assert set(FAMILIES | OTHERS) == {catalog.find(name)[0].family for name in catalog.names()}
 
 
-@pytest.mark.parametrize("batch", [STATIC, DYNAMIC], ids=["static", "dynamic"])
+@pytest.mark.parametrize("batch", [pytest.param(STATIC, marks=pytest.mark.slow), DYNAMIC], ids=["static", "dynamic"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16", *QUANTISED])
 @pytest.mark.parametrize(
     "family",
