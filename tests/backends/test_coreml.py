@@ -227,7 +227,7 @@ def test_stand_in_does_what_pytorch_does(
     assert np.abs(got - want).max() <= 2 * ERRORS[precision] * np.abs(want).max()
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), *PRECISIONS[1:]])
 def test_model_is_exported_and_verified_again(backend: CoreMlBackend, tmp_path: Path, precision: str) -> None:
     more: dict[str, Any] = {**SMALL, "bench": False, "out": tmp_path / "made"}
     made = api.export("vit_tiny_patch16_224", precision=precision, backend="coreml", **more)
