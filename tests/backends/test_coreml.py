@@ -371,22 +371,6 @@ def test_four_bits_are_unpacked_low_half_first() -> None:
     assert blob_of(blob, 0, "int4", (2, 2)).tolist() == [[1, 2], [-8, -1]]
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"device": "cuda"},
-        {"threads": -1},
-        {"provider": "cpu"},
-        {"optimization": "basic"},
-        {"provider_options": {"speed": "high"}},
-    ],
-    ids=lambda wrong: next(iter(wrong)),
-)
-def test_options_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UsageError):
-        backend_module.check(RunOptions(**{"device": "cpu", **wrong}))
-
-
 @pytest.mark.skipif(CORE_ML, reason="Core ML is here")
 def test_file_does_not_run_where_core_ml_is_not(backend: CoreMlBackend, plain: Path) -> None:
     can = backend.capabilities()

@@ -243,22 +243,6 @@ def test_whole_model_is_proven(backend: ExecuTorchBackend, tmp_path: Path, name:
     assert portable <= (casts if precision == "fp16" else set())
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"device": "cuda"},
-        {"threads": -1},
-        {"provider": "cpu"},
-        {"optimization": "basic"},
-        {"provider_options": {"speed": "high"}},
-    ],
-    ids=lambda wrong: next(iter(wrong)),
-)
-def test_options_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UsageError):
-        backend_module.check(RunOptions(**{"device": "cpu", **wrong}))
-
-
 def test_absent_package_is_told_with_the_command_that_mends_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(backend_module, "installed", lambda package: None)
     can = ExecuTorchBackend().capabilities()

@@ -135,22 +135,6 @@ def test_damaged_file_is_told_in_a_sentence(backend: LiteRtBackend, tmp_path: Pa
     assert all(len(message.splitlines()) == 1 for message in told)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"device": "cuda"},
-        {"threads": -1},
-        {"provider": "cpu"},
-        {"optimization": "basic"},
-        {"provider_options": {"speed": "high"}},
-    ],
-    ids=lambda wrong: next(iter(wrong)),
-)
-def test_options_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UsageError):
-        backend_module.check(RunOptions(**{"device": "cpu", **wrong}))
-
-
 def test_absent_packages_are_told_with_the_command_that_mends_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -413,22 +413,6 @@ def test_damaged_file_does_no_harm(backend: NcnnBackend, tmp_path: Path) -> None
         assert len(told.value.message.splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"device": "cuda"},
-        {"threads": -1},
-        {"provider": "cpu"},
-        {"optimization": "basic"},
-        {"provider_options": {"speed": "high"}},
-    ],
-    ids=lambda wrong: next(iter(wrong)),
-)
-def test_options_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UsageError):
-        NcnnBackend().check(RunOptions(**{"device": "cpu", **wrong}))
-
-
 def test_absent_package_is_told_with_the_command_that_mends_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(backend_module, "installed", lambda package: None)
     can = NcnnBackend().capabilities()

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
@@ -130,7 +130,7 @@ def subject_of(path: Path, backends: Mapping[str, str], platform: str) -> Subjec
     artifact.check_files()
     check_model(artifact, path)
     picture, png = known_picture()
-    stand_in = registry.get(backend).compiles_ahead(RunOptions())
+    stand_in = bool(registry.get(backend).stands_in(RunOptions()))
     return Subject(artifact, backend, png, outputs_of(artifact, backend, picture, stand_in=stand_in), stand_in)
 
 
@@ -178,11 +178,8 @@ def outputs_of(artifact: Artifact, backend: str, picture: np.ndarray, *, stand_i
         given = preprocess(image, spec, across_first=True)
     else:
         given = to_frame(image, spec.frame)
-    how: dict[str, Any] = {"stand_in": True} if stand_in else {}
-    batches = [given[None]]
-    found = isolate.call(
-        collect, backend, artifact.model_path, RunOptions(), batches, census=False, **how, what=backend
-    )
+    work = (collect, backend, artifact.model_path, RunOptions(), [given[None]])
+    found = isolate.call(*work, census=False, stand_in=stand_in, what=backend)
     return np.asarray(found.outputs[0][LOGITS], np.float32).reshape(-1)
 
 

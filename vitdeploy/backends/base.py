@@ -286,6 +286,10 @@ class Backend(ABC):
             raise UsageError(f"No such model file: {model}.")
         return self._open_stand_in(model, self.settled(options))
 
+    def stands_in(self, options: RunOptions) -> str:
+        """What has to run this backend's files here in its stead; empty where it runs them, or nothing else does."""
+        return self.stand_in if self.compiles_ahead(options) else ""
+
     def compiles_ahead(self, options: RunOptions) -> bool:
         """Whether what it compiles with these options is for another machine, and cannot be opened on this one."""
         return False

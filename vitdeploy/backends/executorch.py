@@ -84,6 +84,9 @@ class ExecuTorchBackend(Backend):
                 own |= {"ops": ops, "macs": sum(one["macs"] for one in ops), "quantised_macs": quantised}
         return report
 
+    def _check(self, options: RunOptions) -> None:
+        check(options)
+
     def _compile_program(self, program: Program, folder: Path, options: RunOptions, precision: str) -> list[Path]:
         from vitdeploy.backends import isolate
         from vitdeploy.backends.executorch_convert import convert

@@ -81,6 +81,9 @@ class LiteRtBackend(Backend):
             return {"int8-weights": {"bits": 8, "ops": [{**one, "precision": one["stored"]} for one in ops]}}
         return {}
 
+    def _check(self, options: RunOptions) -> None:
+        check(options)
+
     def _compile_program(self, program: Program, folder: Path, options: RunOptions, precision: str) -> list[Path]:
         from vitdeploy.backends import isolate
 

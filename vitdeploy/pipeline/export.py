@@ -163,12 +163,9 @@ def export_into(stage: Stage, request: ExportRequest, steps: Steps, version: str
         environment=machine(),
         lineage=[spec.weights.sha256] if spec.weights.sha256 else [],
     )
+    stand_in = (backend.stand_in or STAND_IN) if ahead else ""
     with steps.step("verify") as detail:
-        verification = judge(request, cases, reference, collected)
-        verification = settle(request, spec, cases, collected, verification)
-        stand_in = (backend.stand_in or STAND_IN) if ahead else ""
-        verification = replace(verification, stand_in=stand_in)
-        detail += [verification.summary(), "PASS" if verification else "FAIL"]
+        verification = judged(request, spec, cases, reference, collected, stand_in, detail)
     if ahead:
         steps.note(f"What was verified is {stand_in}: the compiled file is for another machine and has not run.")
     layers = [one.to_dict() for one in source.layers]
@@ -180,10 +177,7 @@ def export_into(stage: Stage, request: ExportRequest, steps: Steps, version: str
     elif request.bench and not own.get("native", True):
         steps.note(f"Latency is not measured: the file is written for {own['scheme']}, not for {request.backend}.")
     elif request.bench:
-        with steps.step("bench") as detail:
-            measured, ops = bench_one(request, files[0])
-            detail.append(bench_line(measured))
-        manifest = replace(manifest, bench={**measured.to_dict(), "ops_ms": ops}, steps=steps.done)
+        manifest = replace(manifest, bench=bench(request, files[0], steps), steps=steps.done)
     return finish(stage, manifest)
 
 
@@ -230,6 +224,21 @@ def judge(
     return replace(found, reasons=(*found.reasons, *reasons))
 
 
+def judged(
+    request: ExportRequest,
+    spec: ModelSpec,
+    cases: Sequence[Case],
+    reference: list[dict[str, Any]],
+    collected: Collected,
+    stand_in: str,
+    detail: list[str],
+) -> Verification:
+    """The verdict on what was collected, of a file or of what stands in for it, and a word on it for the reader."""
+    verification = settle(request, spec, cases, collected, judge(request, cases, reference, collected))
+    detail += [verification.summary(), "PASS" if verification else "FAIL"]
+    return replace(verification, stand_in=stand_in)
+
+
 def settle(
     request: ExportRequest, spec: ModelSpec, cases: Sequence[Case], collected: Collected, verification: Verification
 ) -> Verification:
@@ -274,16 +283,23 @@ def verdict(verification: Verification, departure: Departure | None, *more: str)
     return VerificationFailed(" ".join(verification.reasons), fix="\n".join(lines) or None)
 
 
-def bench_one(request: ExportRequest, model: Path) -> tuple[Measured, dict[str, float]]:
-    """Latency, and milliseconds of each type of op where the runtime's profiler tells."""
+def bench(request: ExportRequest, model: Path, steps: Steps) -> dict[str, Any]:
+    """Latency for the manifest, and milliseconds of each type of op where the runtime's profiler tells."""
     from vitdeploy.backends import isolate
     from vitdeploy.bench.sessions import Candidate, bench_sessions, op_milliseconds
 
     batch = None if isinstance(request.batch, int) else request.batch[1]
     candidate = Candidate(request.backend, model, request.folder.name)
     timing: dict[str, Any] = {"batch": batch, "warmup": request.warmup, "duration": request.duration}
-    measured = bench_sessions([candidate], request.run, **timing)[0]
-    return measured, isolate.call(op_milliseconds, candidate, request.run, batch)
+    with steps.step("bench") as detail:
+        (measured,) = bench_sessions([candidate], request.run, **timing)
+        detail.append(bench_line(measured))
+    try:
+        ops = isolate.call(op_milliseconds, candidate, request.run, batch)
+    except VitdeployError as error:  # a proven and measured file must not be lost to its profile
+        steps.note(f"Ops were not timed one by one: {error.message.splitlines()[0]}")
+        ops = {}
+    return {**measured.to_dict(), "ops_ms": ops}
 
 
 def bench_line(measured: Measured) -> str:

@@ -12,8 +12,6 @@ from vitdeploy.pipeline.lab import LabRequest, check_artifacts, subject_of
 from vitdeploy.pipeline.request import Listener, Steps
 from vitdeploy.staging import new_folder
 
-PLATFORMS = ("android", "ios")
-
 # As Netlify, Cloudflare Pages and others read them.
 HOST_HEADERS = """/*
   Cross-Origin-Opener-Policy: same-origin
@@ -91,17 +89,14 @@ def package_app(artifact: Path, folder: Path, platform: str, *, listener: Listen
     from vitdeploy.apps import android, ios
     from vitdeploy.apps.contents import subject_of
 
-    if platform not in PLATFORMS:
-        raise UsageError(f"Unknown platform '{platform}': one of {', '.join(PLATFORMS)}.")
+    platforms = {"android": (android, "Android"), "ios": (ios, "iOS")}
+    if platform not in platforms:
+        raise UsageError(f"Unknown platform '{platform}': one of {', '.join(platforms)}.")
+    project, name = platforms[platform]
     steps = Steps(listener or Listener())
     with new_folder(folder) as stage:
         with steps.step("outputs") as detail:
-            if platform == "android":
-                subject = subject_of(artifact, android.RUNTIMES, "Android")
-                files = android.project(subject)
-            else:
-                subject = subject_of(artifact, ios.RUNTIMES, "iOS")
-                files = ios.project(subject)
+            files = project.project(subject_of(artifact, project.RUNTIMES, name))
             detail.append(f"{artifact}: of a known picture")
         write(files, stage)
     return folder

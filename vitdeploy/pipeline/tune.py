@@ -24,9 +24,8 @@ from vitdeploy.export.trace import ATTENTION_OPSET
 from vitdeploy.pipeline.checks import check_common
 from vitdeploy.pipeline.export import (
     finish,
-    judge,
+    judged,
     machine,
-    settle,
     verdict,
     verification_cases,
 )
@@ -437,8 +436,7 @@ def write(stage: Stage, request: TuneRequest, built: Built, shop: Workshop, stat
     with steps.step("verify") as detail:
         reference = eager_outputs(built.module, cases)
         collected = run_candidate(export, files[0], cases)
-        verification = settle(export, shop.spec, cases, collected, judge(export, cases, reference, collected))
-        detail += [verification.summary(), "PASS" if verification else "FAIL"]
+        verification = judged(export, shop.spec, cases, reference, collected, "", detail)
     base = found.turns[[p.key for p in found.entrants].index(shop.float_plan.key)]
     race = {
         each.name: ratio_of_interleaved(base, turns) for each, turns in zip(found.entrants, found.turns, strict=True)

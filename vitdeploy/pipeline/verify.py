@@ -12,7 +12,7 @@ from vitdeploy.backends.base import RunOptions
 from vitdeploy.errors import UsageError, VitdeployError
 from vitdeploy.models.build import BuildOptions
 from vitdeploy.pipeline.checks import check_tolerance
-from vitdeploy.pipeline.export import judge, settle, verdict, verification_cases
+from vitdeploy.pipeline.export import judged, verdict, verification_cases
 from vitdeploy.pipeline.files import backend_of, model_file, spec_of
 from vitdeploy.pipeline.request import ExportRequest, Listener, Steps
 from vitdeploy.pipeline.sources import run_candidate, source_of
@@ -66,15 +66,11 @@ def verify_artifact(
         reference = eager_outputs(built.module, cases, spec.input)
     del built
     with steps.step("verify") as detail:
-        backend = registry.get(request.backend)
-        ahead = bool(backend.stand_in) and backend.compiles_ahead(request.run)
-        collected = run_candidate(request, file, cases, stand_in=ahead)
-        verification = judge(request, cases, reference, collected)
-        verification = settle(request, spec, cases, collected, verification)
-        verification = replace(verification, stand_in=backend.stand_in if ahead else "")
-        detail += [verification.summary(), "PASS" if verification else "FAIL"]
-    if ahead:
-        steps.note(f"What was verified is {backend.stand_in}: the file itself cannot run on this machine.")
+        stand_in = registry.get(request.backend).stands_in(request.run)
+        collected = run_candidate(request, file, cases, stand_in=bool(stand_in))
+        verification = judged(request, spec, cases, reference, collected, stand_in, detail)
+    if stand_in:
+        steps.note(f"What was verified is {stand_in}: the file itself cannot run on this machine.")
     if not verification:
         departure, unknown = None, [*filter(None, (source.unnamed,))]
         try:
