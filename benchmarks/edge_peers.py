@@ -173,8 +173,8 @@ def on_ncnn(file: Path, threads: int) -> Call:
 
     net = ncnn.Net()
     net.opt.num_threads = threads
-    net.load_param(str(file))
-    net.load_model(str(file.with_suffix(".bin")))
+    if net.load_param(str(file)) or net.load_model(str(file.with_suffix(".bin"))):
+        raise ValueError("pnnx left ops in the file that ncnn does not have")
 
     def run(image: np.ndarray) -> np.ndarray:
         extractor = net.create_extractor()
