@@ -38,7 +38,12 @@ def convert(saved: Path, model: Path, takes: TensorSpec, gives: Sequence[str], p
     import litert_torch
     import torch
 
+    from vitdeploy.backends.litert_rewrite import fold_constants, spell_attention
+
     program = torch.export.load(saved).module()
+    assert isinstance(program, torch.fx.GraphModule)
+    fold_constants(program)
+    spell_attention(program)
 
     class Named(torch.nn.Module):
         """With the names that the file's signature shall have."""
