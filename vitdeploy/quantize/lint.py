@@ -119,8 +119,10 @@ def weight_of(node: ir.Node, slot: int) -> Weight | None:
 
 
 def activation_of(node: ir.Node, slot: int = 0) -> ir.Node | None:
-    """The DequantizeLinear of a quantised activation that a node reads in a slot."""
-    dq = producer(node.inputs[slot], "DequantizeLinear") if len(node.inputs) > slot else None
+    """The DequantizeLinear of a quantised activation that a node reads in a slot, perhaps through a Squeeze."""
+    read = node.inputs[slot] if len(node.inputs) > slot else None
+    squeeze = producer(read, "Squeeze")
+    dq = producer(squeeze.inputs[0] if squeeze is not None else read, "DequantizeLinear")
     return dq if dq is not None and not is_constant(dq.inputs[0]) else None
 
 

@@ -19,6 +19,7 @@ from vitdeploy.quantize.clip_output import output_ranges, readers
 from vitdeploy.quantize.equalize import Equalized, equalize
 from vitdeploy.quantize.fp16 import Fp16Report, to_fp16
 from vitdeploy.quantize.int8 import Places, all_params, default_plan, find_places, insert, seen_through
+from vitdeploy.quantize.norms import lift_norms
 from vitdeploy.quantize.observe import TensorStatistics
 from vitdeploy.quantize.options import Int8Options
 from vitdeploy.quantize.rounding import gather, rounding
@@ -270,6 +271,8 @@ def _write(model: ir.Model, found: Prepared, layout: _Layout, threads: int) -> N
     if found.options.correct_bias:
         correct_biases(model, {name: found.means[name] for name in correctable(model)}, found.few, threads=threads)
         sweep(model)
+    if scheme.lifted:
+        lift_norms(model)
 
 
 def _precision(target: Target, layout: _Layout) -> tuple[str, str]:
