@@ -74,10 +74,11 @@ class Preprocess(nn.Module):
         return ((planes / 255 - self.mean) / self.std)[None]
 
     def planes(self, image: Tensor) -> Tensor:
-        """float32 (3, height, width) of levels 0 to 255."""
+        """float32 (3, rows, columns) of levels 0 to 255, of those that the passes read."""
+        rows, columns = slice(self.down.start, self.down.stop), slice(self.across.start, self.across.stop)
         if self.format == "nv21":
-            return self.of_nv21(image.float())
-        colours = image.permute(2, 0, 1).float()
+            return self.of_nv21(image.float())[:, rows, columns]
+        colours = image[rows, columns].float().permute(2, 0, 1)
         if self.format == "bgra":
             return torch.stack([colours[2], colours[1], colours[0]])
         return colours[:3]
@@ -92,7 +93,11 @@ class Preprocess(nn.Module):
 
 
 class Pass(nn.Module):
-    """One pass of the resize, along the second dimension of (3, pixels, others), rounded to whole levels."""
+    """One pass of the resize, along the second dimension of (3, pixels, others), rounded to whole levels.
+
+    Attributes:
+        start, stop: the pixels that it reads at all; it takes those alone.
+    """
 
     def __init__(self, axis: Axis, interpolation: str) -> None:
         super().__init__()
@@ -101,9 +106,11 @@ class Pass(nn.Module):
         for start, stop, matrix in bands(axis, interpolation):
             self.reads.append((start, stop))
             self.matrices.append(nn.Parameter(torch.from_numpy(matrix), requires_grad=False))
+        self.start, self.stop = min(start for start, _ in self.reads), max(stop for _, stop in self.reads)
 
     def forward(self, planes: Tensor) -> Tensor:
         parts: Sequence[Tensor] = [
-            matrix @ planes[:, start:stop] for (start, stop), matrix in zip(self.reads, self.matrices, strict=True)
+            matrix @ planes[:, start - self.start : stop - self.start]
+            for (start, stop), matrix in zip(self.reads, self.matrices, strict=True)
         ]
         return (torch.cat(list(parts), dim=1) + 0.5).floor().clamp(0, 255)
