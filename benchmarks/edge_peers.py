@@ -95,23 +95,44 @@ def litert(recipe: str | None) -> Callable[[nn.Module, np.ndarray, Path], Path]:
         if recipe is not None:
             from ai_edge_quantizer import quantizer
             from ai_edge_quantizer import recipe as recipes
+            from ai_edge_quantizer.qtyping import TFLOperationName as kinds
 
             work = quantizer.Quantizer(str(plain), getattr(recipes, recipe)())
-            work.quantize().export_model(str(file))
+            for kind in (kinds.INPUT, kinds.OUTPUT):  # float32, as in all other files
+                work.update_quantization_recipe(".*", kind, algorithm_key="no_quantize")
+            feeds = [{"args_0": images[i : i + 1]} for i in range(len(images))]
+            measured = work.calibrate({"serving_default": feeds}) if work.need_calibration else None
+            work.quantize(measured).export_model(str(file))
         return file
 
     return make
 
 
-def executorch(module: nn.Module, images: np.ndarray, folder: Path) -> Path:
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import to_edge_transform_and_lower
+def executorch(precision: str) -> Callable[[nn.Module, np.ndarray, Path], Path]:
+    """XNNPACK's partitioner; int8 as XNNPACKQuantizer marks it, a scale for each channel."""
 
-    file = folder / "bare.pte"
-    program = torch.export.export(module, (torch.zeros(1, *images.shape[1:]),))
-    lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
-    file.write_bytes(lowered.buffer)
-    return file
+    def make(module: nn.Module, images: np.ndarray, folder: Path) -> Path:
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as xnnpack
+        from executorch.exir import to_edge_transform_and_lower
+        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+        file = folder / f"{precision}.pte"
+        example = (torch.zeros(1, *images.shape[1:]),)
+        program = torch.export.export(module, example)
+        if precision != "fp32":
+            config = xnnpack.get_symmetric_quantization_config(
+                is_per_channel=True, is_dynamic=precision == "int8-dynamic"
+            )
+            prepared = prepare_pt2e(program.module(), xnnpack.XNNPACKQuantizer().set_global(config))
+            for image in images:
+                prepared(torch.from_numpy(image[None]))
+            program = torch.export.export(convert_pt2e(prepared), example)
+        lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
+        file.write_bytes(lowered.buffer)
+        return file
+
+    return make
 
 
 def pnnx(module: nn.Module, images: np.ndarray, folder: Path) -> Path:
@@ -195,7 +216,10 @@ PEERS = (
     Peer("NNCF, TRANSFORMER preset", "openvino", "int8", nncf, on_openvino("f32")),
     Peer("NNCF, TRANSFORMER preset, bf16 hint", "openvino", "int8+bf16", nncf, on_openvino("bf16")),
     Peer("litert_torch.convert", "litert", "fp32", litert(None), on_litert),
+    Peer("AI Edge Quantizer, static", "litert", "int8", litert("static_wi8_ai8"), on_litert),
     Peer("AI Edge Quantizer, dynamic", "litert", "int8-dynamic", litert("dynamic_wi8_afp32"), on_litert),
-    Peer("to_edge_transform_and_lower, XnnpackPartitioner", "executorch", "fp32", executorch, on_executorch),
+    Peer("XnnpackPartitioner", "executorch", "fp32", executorch("fp32"), on_executorch),
+    Peer("XNNPACKQuantizer", "executorch", "int8", executorch("int8"), on_executorch),
+    Peer("XNNPACKQuantizer, dynamic", "executorch", "int8-dynamic", executorch("int8-dynamic"), on_executorch),
     Peer("pnnx", "ncnn", "fp16", pnnx, on_ncnn),
 )
