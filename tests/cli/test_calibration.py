@@ -244,6 +244,24 @@ def test_fp8_is_refused_by_a_backend_that_has_none(cli: Cli, work: Path) -> None
     assert "--backend onnxruntime" in done.err
 
 
+VIT = """from vitdeploy.models.vision_transformer import VisionTransformer
+
+def make():
+    return VisionTransformer(patch_size=16, embed_dim=64, depth=2, num_heads=1, num_classes=10)
+"""
+
+
+def test_openvino_takes_int8_products_of_tokens_in_a_dynamic_batch(cli: Cli, work: Path) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    (work / "vit.py").write_text(VIT)
+    flags = ("--int8", "--calib-random", "--backend", "openvino", "--image-size", "224", "--no-bench", "--json")
+    done = cli("export", "vit.py:make", "--batch", "1:2:4", *flags)
+    assert done.code == 0, done.err
+    made = json.loads(done.out)
+    assert made["verification"]["passed"]
+    assert made["applied"]["census"]["compute"]["int8"] >= 12
+
+
 def test_backends_own_dialect_is_held_to_its_plan_when_it_is_named(cli: Cli, work: Path) -> None:
     own = OnnxRuntimeBackend().scheme(RunOptions()).name
     done = cli("export", "tiny.py:make", "--int8", "--calib-random", "--scheme", own, "--duration", "0.1", "--json")

@@ -278,14 +278,16 @@ def trace_and_optimise(request: ExportRequest, built: Built, steps: Steps) -> tu
     from vitdeploy.export.passes import optimise
     from vitdeploy.export.trace import trace
     from vitdeploy.graph.ops import op_counts
+    from vitdeploy.pipeline.calibration import dialect
 
+    flat = isinstance(request.batch, int) or request.precision not in CALIBRATED or dialect(request)[0].flat
     with steps.step("trace") as detail:
         graph = trace(built.module, built.spec.bare.input, batch=request.batch, opset=request.opset or OPSET)
         raw = graph.graph.num_nodes()
         detail += [f"ONNX opset {graph.graph.opset_imports['']}", f"{raw} nodes"]
     before = op_counts(graph)
     with steps.step("optimise") as detail:
-        results = optimise(graph)
+        results = optimise(graph, flat=flat)
         after = op_counts(graph)
         detail.append(f"{len({r.name for r in results})} passes   {graph.graph.num_nodes()} nodes")
         detail += [

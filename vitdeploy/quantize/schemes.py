@@ -37,6 +37,7 @@ class Scheme:
         dynamic_smallest: inner and output width below which the runtime leaves such a product in float.
         not_before: a product read by such an op, perhaps through a Reshape, stays in float.
         lifted: a LayerNormalization whose output is quantised has three axes, not two.
+        flat: batch and tokens may be one axis where the batch is dynamic.
         rest: precision of what is not quantised, and of the scales: 'fp32' or 'fp16'.
         opset: the first of ONNX's that can say all this.
         reasons: why, by field.
@@ -59,6 +60,7 @@ class Scheme:
     dynamic_smallest: tuple[int, int] = (1, 1)
     not_before: frozenset[str] = frozenset()
     lifted: bool = False
+    flat: bool = True
     rest: str = "fp32"
     opset: int = 13
     reasons: Mapping[str, str] = field(default_factory=dict)
@@ -117,6 +119,7 @@ _OPENVINO = Scheme(
     dynamic_smallest=(32, 2),
     not_before=frozenset({"InstanceNormalization"}),
     lifted=True,
+    flat=False,
     reasons=MappingProxyType(
         {
             "activation": "oneDNN's x86 kernels multiply u8 by s8, and fold the zero point into the bias",
@@ -125,6 +128,7 @@ _OPENVINO = Scheme(
             "dynamic": "it spells DynamicQuantizeLinear and MatMulInteger out in float; with "
             "DYNAMIC_QUANTIZATION_GROUP_SIZE it quantises the inputs of a linear layer with int8 weights",
             "dynamic_smallest": "OpenVINO multiplies rows under a group of 32, or by one column, in float",
+            "flat": "OpenVINO moves scales of channels through a Reshape that parts such an axis, and throws",
             "lifted": "OpenVINO's MVN writes 8 bits itself, but not where it is over the last of two axes",
             "bias": "OpenVINO adds the bias in float, fused; a quantised one only loses bits",
         }

@@ -47,8 +47,9 @@ class PassResult:
     rewrites: int
 
 
-def optimise(model: ir.Model) -> list[PassResult]:
-    """Run every pass on the graph, in place."""
-    results = [PassResult(apply.__name__, apply(model)) for apply in PASSES]
+def optimise(model: ir.Model, *, flat: bool = True) -> list[PassResult]:
+    """Run every pass on the graph, in place; without `flat`, tokens keep their batch."""
+    passes = [apply for apply in PASSES if flat or apply is not flatten_tokens]
+    results = [PassResult(apply.__name__, apply(model)) for apply in passes]
     settle_names(model)
     return results
