@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from vitdeploy.artifact import Manifest
-from vitdeploy.report.charts import bins, clipped
+from vitdeploy.report.charts import bins, clipped, histogram
 from vitdeploy.report.html import report
-from vitdeploy.report.reading import TEXTS, figure, size_of, worst
+from vitdeploy.report.reading import TEXTS, cases_told, figure, size_of, worst
 from vitdeploy.report.texts import texts
 from vitdeploy.spec import ModelSpec
 
@@ -176,6 +176,22 @@ def test_histogram_counts_every_sample() -> None:
     edges, counts = bins([1.0, 1.0, 2.0, 9.0, 5.5])
     assert (sum(counts), edges[0], edges[-1]) == (5, 1.0, 9.0)
     assert bins([3.0, 3.0])[1] == [2]
+
+
+def test_marks_stand_beside_their_line_when_it_is_late() -> None:
+    drawn = histogram("ms", [0.0, 1.0, 2.0], [3, 1], [("p50", 0.5), ("p99", 1.9)])
+    (early,) = re.findall(r"<text[^>]*>p50 0.5<", drawn)
+    (late,) = re.findall(r"<text[^>]*>p99 1.9<", drawn)
+    assert 'dx="5.0"' in early
+    assert "text-anchor" not in early
+    assert 'dx="-5.0"' in late
+    assert 'text-anchor="end"' in late
+
+
+def test_inputs_that_are_told_alike_are_counted() -> None:
+    data, seed = {"source": "data", "batch": 1}, {"source": "synthetic seed 0", "batch": 2}
+    assert cases_told({"cases": [data, seed, data, data]}) == ["3 times data, batch 1", "synthetic seed 0, batch 2"]
+    assert cases_told({"cases": "none"}) == []
 
 
 def test_long_names_keep_both_ends() -> None:

@@ -122,7 +122,7 @@ def histogram(title: str, edges: Sequence[float], counts: Sequence[int], marks: 
         x, y = place(value), 12 + 16 * i
         late = x > 60
         drawn.append(_line(x, y - 8, x, base, "mark"))
-        drawn.append(_text(f"{x:.2f}%", y, f"{name} {figure(value)}", "name", "end" if late else "start", 5))
+        drawn.append(_text(f"{x:.2f}%", y, f"{name} {figure(value)}", "name", *(("end", -5) if late else ("start", 5))))
     for i in range(5):
         value = edges[0] + span * i / 4
         drawn.append(_text(f"{25 * i}%", base + 18, figure(value), anchor=_anchor(i, 4)))

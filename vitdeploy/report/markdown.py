@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from vitdeploy.artifact import REPOSITORY, Manifest
-from vitdeploy.report.reading import at, figure, records, verdict, words, worst
+from vitdeploy.report.reading import at, cases_told, figure, records, verdict, words, worst
 
 
 def report(manifest: Manifest) -> str:
@@ -79,7 +79,7 @@ def verification_lines(verification: Mapping[str, Any] | None) -> list[str]:
     heads = ("output", "max abs error", "of", "relative", "relative L2", "cosine", "top-1")
     lines += table(heads, rows)
     lines += ["", f"Bounds: {plain(verification.get('bounds'))}", ""]
-    lines += [f"- {case['source']}, batch {case['batch']}" for case in verification.get("cases", [])]
+    lines += [f"- {case}" for case in cases_told(verification)]
     lines += [f"- **{reason}**" for reason in verification.get("reasons", [])]
     departure = verification.get("departure")
     if departure:

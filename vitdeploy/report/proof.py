@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vitdeploy.report import charts, page
-from vitdeploy.report.reading import at, figure, listed, mapping, number, records, words
+from vitdeploy.report.reading import at, cases_told, figure, listed, mapping, number, records, words
 
 
 def verification(found: Any) -> str:
@@ -14,7 +14,6 @@ def verification(found: Any) -> str:
     found = mapping(found)
     if not found:
         return ""
-    cases = [f"{words(at(case, 'source'))}, batch {words(at(case, 'batch'))}" for case in records(found.get("cases"))]
     reference = words(found.get("reference")) or "PyTorch"
     return page.section(
         "Verification",
@@ -22,7 +21,7 @@ def verification(found: Any) -> str:
         page.bullets([words(one) for one in listed(found.get("reasons"))], "bad"),
         outputs(found),
         layers(records(found.get("layers"))),
-        page.facts([("inputs", "; ".join(cases)), ("why this bound", at(found, "bounds", "reason"))]),
+        page.facts([("inputs", "; ".join(cases_told(found))), ("why this bound", at(found, "bounds", "reason"))]),
         departure(mapping(found, "departure")),
         page.paragraph(
             f"The search for the cause failed: {found['bisect_error']}" if found.get("bisect_error") else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,6 +69,13 @@ def figure(value: Any, digits: int = 3, unit: str = "") -> str:
     else:
         text = f"{found:.0f}" if abs(found) >= 10**digits else f"{found:.{digits}g}"
     return f"{text} {unit}".strip()
+
+
+def cases_told(verification: Any) -> list[str]:
+    """What the outputs were compared on; inputs that are told alike are counted."""
+    cases = records(at(verification, "cases"))
+    told = Counter(f"{words(at(case, 'source'))}, batch {words(at(case, 'batch'))}" for case in cases)
+    return [case if count == 1 else f"{count} times {case}" for case, count in told.items()]
 
 
 def verdict(verification: Any) -> str:
