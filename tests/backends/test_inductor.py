@@ -48,7 +48,8 @@ MADE: dict[str, tuple[str, str, int | tuple[int, int, int], str]] = {
     "fp16": ("mobilevit_xxs", "fp16", (1, 2, 4), "fp16"),
     "bf16": ("levit_128s", "bf16", (2, 4, 8), "fp32"),
 }
-KEYS = ["fp32", "fp16", pytest.param("bf16", marks=pytest.mark.slow)]  # LeViT takes a minute to compile
+# Inductor compiles MobileViT and LeViT for a minute each.
+KEYS = ["fp32", *(pytest.param(key, marks=pytest.mark.slow) for key in ("fp16", "bf16"))]
 Make = Callable[[str], tuple[Path, nn.Module, int]]
 IO = {"fp32": np.float32, "fp16": np.float16}
 

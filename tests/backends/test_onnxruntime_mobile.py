@@ -77,7 +77,7 @@ def test_same_graph_gives_the_same_operators(file: Path, tmp_path: Path) -> None
     assert BACKEND.describe(model) == BACKEND.describe(file)
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("precision", [pytest.param("fp16", marks=pytest.mark.slow), "int8"])
 def test_model_is_exported_and_verified_again(tmp_path: Path, precision: str) -> None:
     int8 = {"calib_random": True} if precision == "int8" else {}
     more: dict[str, Any] = {**SMALL, **int8, "bench": False, "out": tmp_path / "made"}

@@ -23,7 +23,7 @@ SMALL = ("dim=32", "depth=2", "heads=2", "mlp_dim=32", "image_size=64", "patch_s
 VIT = ("zoo:vit", *(part for one in SMALL for part in ("--set", one)))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.slow), "int8"])
 def test_outputs_are_written_and_proven(precision: str, cli: Cli, work: Path) -> None:
     photos = ("--calib-random", "--calib-images", "8") if precision == "int8" else ()
     flags = ("--precision", precision, *photos, "--outputs", ALL, "--batch", "1:2:4", "--no-bench", "--json")

@@ -26,7 +26,7 @@ def test_list_and_info_tell_what_there_is(cli: Cli) -> None:
     assert cli("info", "zoo:cvx").code == 2
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("precision", [pytest.param("fp16", marks=pytest.mark.slow), "int8"])
 def test_artifact_is_made_and_verified_again(precision: str, cli: Cli, work: Path) -> None:
     (work / "my.toml").write_text("dim = 64\npool = 'mean'\n")
     photos = ("--calib-random", "--calib-images", "8") if precision == "int8" else ()
@@ -46,7 +46,7 @@ def test_artifact_is_made_and_verified_again(precision: str, cli: Cli, work: Pat
 VIDEO = ("zoo:vit_3d", "--set", "dim=32", "--set", "depth=1", "--set", "mlp_dim=32", "--shape", "3x4x32x64")
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("precision", [pytest.param("fp16", marks=pytest.mark.slow), "int8"])
 def test_model_of_videos_is_exported_and_verified_again(precision: str, cli: Cli, work: Path) -> None:
     np.save(work / "clips.npy", np.random.default_rng(0).standard_normal((8, 3, 4, 32, 64), np.float32))
     photos = ("--calib", "clips.npy") if precision == "int8" else ()

@@ -96,6 +96,7 @@ def test_any_argument_is_taken_or_refused_in_one_sentence(data: st.DataObject) -
         ("nest", {"heads": 5}, r"heads \(5\) must divide dim \(96\)", "heads 6 would do."),
         ("vit", {"patch_size": 60}, r"patch_size \(60\) must divide image_size \(256\)", "patch_size 64 would do."),
         ("mobile_vit", {"image_size": (100, 100)}, "100", None),
+        ("vit_3d", {"pool": "\r"}, r"pool = '\\r' does not work", None),
     ],
 )
 def test_number_that_does_not_fit_is_named_and_a_near_one_that_does(

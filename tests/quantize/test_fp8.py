@@ -371,7 +371,14 @@ def test_linter_says_that_weights_in_4_bits_are_for_storage() -> None:
 # --- accuracy -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "levit_128s", "mobilevit_xxs"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("deit_tiny_patch16_224", marks=pytest.mark.slow),
+        pytest.param("levit_128s", marks=pytest.mark.slow),
+        "mobilevit_xxs",
+    ],
+)
 def test_classes_stay_when_the_weights_are_really_trained(name: str, tmp_path: Path) -> None:
     checkpoint = WEIGHTS / f"{name}.fashion_mnist"
     if not checkpoint.is_dir() or not IMAGES.is_file():

@@ -147,7 +147,7 @@ def construct(entry: zoo.Entry, arguments: Mapping[str, Any], takes: InputSpec) 
     from vitdeploy.bench.environment import memory_bytes
 
     changed = {key: value for key, value in arguments.items() if entry.arguments.get(key, ...) != value}
-    asked = " and ".join(f"{key} = {value}" for key, value in changed.items())
+    asked = " and ".join(f"{key} = {shown(value)}" for key, value in changed.items())
     name = f"{zoo.PREFIX}{entry.name}{f' with {asked}' if asked else ''}"
     try:
         weights = sketch(entry, arguments, takes)
@@ -159,6 +159,11 @@ def construct(entry: zoo.Entry, arguments: Mapping[str, Any], takes: InputSpec) 
     if there is not None and weights > there:
         raise UsageError(f"{name} has weights of {weights / 1e9:.0f} GB; memory is {there / 1e9:.0f} GB.")
     return constructor(entry)(**arguments)
+
+
+def shown(value: Any) -> str:
+    """A value within a sentence, in one line."""
+    return value if isinstance(value, str) and value.isprintable() else repr(value)
 
 
 def sketch(entry: zoo.Entry, arguments: Mapping[str, Any], takes: InputSpec) -> int:

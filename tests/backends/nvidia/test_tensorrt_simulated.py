@@ -41,7 +41,9 @@ def facts(done: subprocess.CompletedProcess[str]) -> dict:  # type: ignore[type-
     return dict(json.loads(done.stdout))
 
 
-@pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.slow), "int8"])
+@pytest.mark.parametrize(
+    "precision", [*(pytest.param(one, marks=pytest.mark.slow) for one in ("fp32", "fp16")), "int8"]
+)
 def test_export_verifies_and_measures_what_runs_on_the_device(
     precision: str, device: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
